@@ -1,0 +1,1 @@
+"""Recipes: one file an experiment, each a diff of `common.base`."""

@@ -1,0 +1,88 @@
+"""The whole schema: every field of a config, with its default."""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def base():
+  """Returns the config that every recipe changes.
+
+  A section is the keyword arguments of the function named beside it, whose
+  docstring says more. `placeholder` is None, or a value of that type.
+  """
+  c = ConfigDict()
+  c.seed = 0  # of initialisation, dropout, order and augmentation
+  c.log_every = 100  # steps between two lines of training metrics
+  c.total_steps = placeholder(int)  # set exactly one of these two
+  c.total_epochs = placeholder(float)
+
+  c.model = ConfigDict()  # models.build and vit.build
+  c.model.name = 'vit'
+  c.model.variant = 'B/16'
+  c.model.num_classes = 1000
+  c.model.head = 'token'  # token | gap
+  c.model.pre_logits = False  # a tanh layer before the last: pre-training
+  c.model.head_bias = 0.0
+  c.model.position_embedding = '1d'  # none | 1d
+  c.model.dropout = 0.0
+  c.model.dtype = 'bfloat16'  # float32 | bfloat16
+  c.model.unroll = 1  # blocks in one turn of the scan over depth
+  c.model.remat = 'none'  # none | dots | full
+  c.model.hidden_size = placeholder(int)  # these four override the variant
+  c.model.depth = placeholder(int)
+  c.model.mlp_dim = placeholder(int)
+  c.model.num_heads = placeholder(int)
+
+  c.objective = ConfigDict()  # objectives.build
+  c.objective.name = 'classification'
+  c.objective.loss = 'softmax'  # softmax | sigmoid
+  c.objective.label_smoothing = 0.0
+
+  c.train = ConfigDict()  # pipeline.TrainData
+  c.train.dataset = 'imagenet2012'
+  c.train.split = 'train'
+  c.train.batch_size = 4096  # over all devices
+  c.train.preprocess = 'inception_crop(224)|flip_lr'
+
+  c.optimizer = ConfigDict()  # optimizers.build
+  c.optimizer.name = 'adam'  # adam | sgd
+  c.optimizer.lr = 1e-3
+  c.optimizer.decay = 'cosine'  # cosine | linear | constant
+  c.optimizer.warmup_steps = 10_000
+  c.optimizer.weight_decay = 0.0
+  c.optimizer.clip_norm = placeholder(float)
+
+  c.step = ConfigDict()  # train.make_train_step
+  c.step.accum_steps = 1
+  c.step.ema_decay = 0.0  # 0: no Polyak average
+
+  c.mesh = ConfigDict()  # sharding.make_mesh; -1: all devices
+  c.mesh.data = -1
+  c.mesh.model = 1
+
+  c.sharding = ConfigDict()  # sharding.layout
+  c.sharding.params = 'replicate'  # replicate | fsdp | a table
+
+  c.checkpoint = ConfigDict()  # checkpoint.Manager
+  c.checkpoint.every = 5_000
+  c.checkpoint.keep = 2
+
+  c.evals = ConfigDict()  # evaluators.build: name -> classification(...)
+  return c
+
+
+def classification(
+  dataset, split, preprocess, every=5_000, batch_size=1024, loss='softmax'
+):
+  """Returns the row of `c.evals` that measures accuracy on a data set."""
+  return ConfigDict(
+    dict(
+      kind='classification',
+      every=every,
+      dataset=dataset,
+      split=split,
+      batch_size=batch_size,
+      preprocess=preprocess,
+      loss=loss,
+    )
+  )

@@ -1,0 +1,59 @@
+"""Evaluators. Add one: a file with `build`, and its line in EVALUATORS.
+
+An evaluator's `build(predict, mesh, field, ...)` opens its data at once, so
+that mistakes show before training, and returns `evaluate(params)`, which
+returns a dict of floats.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from vit_jax import names
+from vit_jax.evaluators import classification
+
+EVALUATORS = {'classification': classification.build}
+
+
+class Evaluation(NamedTuple):
+  """An evaluator of a run.
+
+  Attributes:
+    name: what the user calls it; its metrics are 'name/...'.
+    every: number of steps between two evaluations; 0 for only at the end.
+    evaluate: (params) -> dict of floats.
+  """
+
+  name: str
+  every: int
+  evaluate: Callable
+
+  def due(self, step, total_steps):
+    """Returns whether it runs after update `step`; always after the last."""
+    return step == total_steps or (self.every and step % self.every == 0)
+
+
+def build(predict, mesh, rows):
+  """Returns the list of a run's Evaluations.
+
+  Args:
+    predict: see `objectives.Objective`.
+    mesh: the device mesh.
+    rows: dict from name to that evaluator's dict: 'kind', 'every', and the
+      arguments of its build function.
+
+  Raises:
+    ValueError: on a kind or argument that does not exist, or data that is not
+      there.
+  """
+  return [_build(predict, mesh, name, **row) for name, row in rows.items()]
+
+
+def _build(predict, mesh, name, kind='classification', every=0, **kwargs):
+  field = f'config.evals.{name}'
+  if name == 'train':
+    raise ValueError(f'{field}: metrics of training have that name already.')
+  evaluator = names.lookup(EVALUATORS, kind, f'{field}.kind')
+  evaluate = names.call(
+    evaluator, kwargs, field, predict=predict, mesh=mesh, field=field
+  )
+  return Evaluation(name, every, evaluate)

@@ -1,0 +1,106 @@
+"""Names: choosing a part by name, calling it by name, naming a tree's leaves.
+
+Every table of parts (models, objectives, optimizers, evaluators, data sets,
+preprocessing ops) is a plain dict, and every config section is the keyword
+arguments of one function. The errors of both are made here.
+"""
+
+import difflib
+import inspect
+import re
+
+import jax
+
+
+def lookup(table, name, field):
+  """Returns `table[name]`.
+
+  Args:
+    table: dict from name to part.
+    name: the name to look for.
+    field: what the user wrote it in, such as 'config.model.name'.
+
+  Raises:
+    ValueError: with the choices, and the nearest one first if there is one.
+  """
+  if name in table:
+    return table[name]
+  raise ValueError(
+    f'{field}={name!r} is unknown{_did_you_mean(name, table)}; '
+    f'choose one of {", ".join(sorted(table))}.'
+  )
+
+
+def call(function, section, field, /, **context):
+  """Returns `function(**context, **section)`, after checking the names.
+
+  Args:
+    function: any callable whose signature names its arguments.
+    section: mapping of config fields, the user's arguments.
+    field: the section's name, such as 'config.optimizer'.
+    **context: arguments that the caller provides, not the user.
+
+  Raises:
+    ValueError: if a field is no argument of the function (with the nearest
+      match), or an argument without default is missing.
+  """
+  parameters = inspect.signature(function).parameters
+  allowed = {
+    name: parameter
+    for name, parameter in parameters.items()
+    if name not in context and parameter.kind != parameter.VAR_KEYWORD
+  }
+  open_ended = any(p.kind == p.VAR_KEYWORD for p in parameters.values())
+  for name in section:
+    if name not in allowed and not open_ended:
+      raise ValueError(
+        f'{field}.{name} is not a field of {function.__name__}'
+        f'{_did_you_mean(name, allowed)}; it takes {", ".join(allowed)}.'
+      )
+  missing = [
+    name
+    for name, parameter in allowed.items()
+    if parameter.default is parameter.empty and name not in section
+  ]
+  if missing:
+    raise ValueError(
+      f'{field} lacks {", ".join(missing)}, which {function.__name__} needs.'
+    )
+  return function(**context, **section)
+
+
+def check_fields(section, fields, field):
+  """Raises ValueError if `section` has a key that `fields` does not name."""
+  for name in section:
+    if name not in fields:
+      raise ValueError(
+        f'{field}.{name} is not a field{_did_you_mean(name, fields)}; '
+        f'{field} has {", ".join(fields)}.'
+      )
+
+
+def leaf_names(tree):
+  """Returns the tree with each leaf replaced by its '/'-joined path."""
+  return jax.tree_util.tree_map_with_path(lambda path, _: join(path), tree)
+
+
+def join(path):
+  """Returns a JAX key path as one string: 'blocks/mlp/dense_1/kernel'."""
+  return jax.tree_util.keystr(path, simple=True, separator='/')
+
+
+def mask(tree, pattern):
+  """Returns a tree of bools: whether `pattern` matches the leaf's whole name.
+
+  Args:
+    tree: any tree, such as parameters.
+    pattern: regular expression over names like 'head/kernel'.
+  """
+  return jax.tree.map(
+    lambda name: re.fullmatch(pattern, name) is not None, leaf_names(tree)
+  )
+
+
+def _did_you_mean(name, choices):
+  matches = difflib.get_close_matches(str(name), map(str, choices), 1, 0.6)
+  return f' (did you mean {matches[0]!r}?)' if matches else ''

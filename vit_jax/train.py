@@ -1,0 +1,290 @@
+"""Training: the whole algorithm."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from vit_jax import (
+  checkpoint,
+  evaluators,
+  metrics,
+  models,
+  names,
+  objectives,
+  optimizers,
+  sharding,
+)
+from vit_jax.data import pipeline
+
+# The config's fields; each section is the keyword arguments of one function.
+FIELDS = 'seed log_every total_steps total_epochs'.split() + (
+  'model objective train optimizer step mesh sharding checkpoint evals'.split()
+)
+
+
+class TrainState(NamedTuple):
+  """All that a step changes.
+
+  Attributes:
+    step: int32 scalar, the number of completed updates.
+    params: the model's parameters, float32.
+    opt_state: of optax.
+    average: the Polyak average of params, or None if it is not kept.
+  """
+
+  step: jax.Array
+  params: Any
+  opt_state: Any
+  average: Any
+
+  @property
+  def weights(self):
+    """What to evaluate: the average if it is kept, else params."""
+    return self.params if self.average is None else self.average
+
+
+def init_state(objective, tx, image_shape, rng, ema_decay=0.0):
+  """Returns the TrainState before the first update.
+
+  Args:
+    objective: an `objectives.Objective`.
+    tx: an `optax.GradientTransformation`.
+    image_shape: (height, width, channels).
+    rng: a key.
+    ema_decay: see `make_train_step`.
+  """
+  params = objective.init(rng, jnp.zeros((1, *image_shape), jnp.uint8))
+  return TrainState(
+    step=jnp.zeros((), jnp.int32),
+    params=params,
+    opt_state=tx.init(params),
+    average=params if ema_decay else None,
+  )
+
+
+def make_train_step(objective, tx, accum_steps=1, ema_decay=0.0):
+  """Returns train_step(state, batch, rng) -> (state, stats), a pure function.
+
+  Args:
+    objective: an `objectives.Objective`.
+    tx: an `optax.GradientTransformation`.
+    accum_steps: A, in how many parts the batch goes through the model. The
+      result is that of the whole batch, in 1/A of the memory for activations.
+    ema_decay: d of the Polyak average, a <- d a + (1 - d) params; 0 keeps none.
+
+  Raises:
+    ValueError: on a number out of range.
+  """
+  if accum_steps < 1:
+    raise ValueError(f'config.step.accum_steps={accum_steps} is less than 1.')
+  if not 0 <= ema_decay < 1:
+    raise ValueError(f'config.step.ema_decay={ema_decay} is not in [0, 1).')
+  gradient = jax.grad(objective.loss, has_aux=True)
+
+  def accumulated_gradient(params, batch, rng):
+    if accum_steps == 1:
+      return gradient(params, batch, rng)
+
+    # [B, ...] -> [A, B / A, ...]. Part a is every A-th example from a on, so
+    # that each device keeps the examples it has.
+    parts = jax.tree.map(
+      lambda x: x.reshape(-1, accum_steps, *x.shape[1:]).swapaxes(0, 1), batch
+    )
+
+    def add(total, part_and_number):
+      part, number = part_and_number
+      result = gradient(params, part, jax.random.fold_in(rng, number))
+      return jax.tree.map(jnp.add, total, result), None
+
+    zeros = jax.tree.map(
+      lambda x: jnp.zeros(x.shape, x.dtype),
+      jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], parts), rng),
+    )
+    total, _ = jax.lax.scan(add, zeros, (parts, jnp.arange(accum_steps)))
+    return jax.tree.map(lambda x: x / accum_steps, total)
+
+  def train_step(state, batch, rng):
+    # Randomness depends on the step alone, so a resumed run repeats it.
+    rng = jax.random.fold_in(rng, state.step)
+    grads, stats = accumulated_gradient(state.params, batch, rng)
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    average = state.average
+    if ema_decay:
+      average = optax.incremental_update(params, average, 1 - ema_decay)
+    stats = stats | {'gradient_norm': optax.global_norm(grads)}
+    return TrainState(state.step + 1, params, opt_state, average), stats
+
+  return train_step
+
+
+def resolve_steps(total_steps, total_epochs, num_examples, batch_size):
+  """Returns the number of updates of a run.
+
+  Args:
+    total_steps: the number itself, or None.
+    total_epochs: passes over the training set, or None; exactly one is given.
+    num_examples: the length of an epoch.
+    batch_size: B.
+
+  Raises:
+    ValueError: if both or neither are given, or either is negative.
+  """
+  given = [x for x in (total_steps, total_epochs) if x is not None]
+  if len(given) != 1 or given[0] < 0:
+    raise ValueError(
+      f'config.total_steps={total_steps} and config.total_epochs='
+      f'{total_epochs}: set exactly one of them, to 0 or more, and the other '
+      'to None.'
+    )
+  if total_steps is not None:
+    return total_steps
+  return int(total_epochs * num_examples / batch_size)
+
+
+def train(config, workdir):
+  """Trains, and evaluates, what a config says; the config alone differs.
+
+  The run continues by itself from the last checkpoint in `workdir`, and then
+  ends as if it had never stopped, to the bit. With total_steps=0 it only
+  evaluates.
+
+  Args:
+    config: ConfigDict with the fields of `configs/common.py`.
+    workdir: folder of the run, made if it is missing.
+
+  Returns:
+    The final TrainState.
+
+  Raises:
+    ValueError: if the config cannot be run; it says which field to change.
+    checkpoint.Preempted: after SIGTERM or Ctrl-C, once the state is saved.
+    FloatingPointError: if a metric becomes nan or infinite.
+  """
+  config = config.copy_and_resolve_references()
+  names.check_fields(config, FIELDS, 'config')
+  rng = jax.random.key(config.seed)
+  mesh = names.call(sharding.make_mesh, config.mesh, 'config.mesh')
+  model = models.build(**config.model)
+  objective = objectives.build(model, **config.objective)
+  data = names.call(
+    pipeline.TrainData, config.train, 'config.train', mesh=mesh, seed=config.seed
+  )
+  _check_classes(config, data)
+  total_steps = resolve_steps(
+    config.total_steps,
+    config.total_epochs,
+    data.num_examples,
+    config.train.batch_size,
+  )
+  tx, learning_rate = names.call(
+    optimizers.build,
+    config.optimizer,
+    'config.optimizer',
+    total_steps=total_steps,
+  )
+  train_step = names.call(
+    make_train_step, config.step, 'config.step', objective=objective, tx=tx
+  )
+  sharding.check_batch_size(
+    config.train.batch_size,
+    mesh,
+    'config.train.batch_size',
+    config.step.accum_steps,
+  )
+  evals = evaluators.build(objective.predict, mesh, config.evals)
+
+  # Decide where every array lives before any array exists.
+  def init(rng):
+    ema_decay = config.step.ema_decay
+    return init_state(objective, tx, data.image_shape, rng, ema_decay)
+
+  shapes = jax.eval_shape(init, rng)
+  layout = names.call(
+    sharding.layout,
+    config.sharding,
+    'config.sharding',
+    shapes=shapes,
+    mesh=mesh,
+  )
+  train_step = jax.jit(
+    train_step, donate_argnums=0, out_shardings=(layout, None)
+  )
+
+  # Nothing is written before this line, and no mistake in the config is found
+  # after it.
+  workdir = checkpoint.open_run(workdir, config.to_dict())
+  checkpoints = names.call(
+    checkpoint.Manager,
+    config.checkpoint,
+    'config.checkpoint',
+    workdir=workdir,
+    config=config.to_dict(),
+  )
+  with checkpoints, sharding.activations(mesh):
+    # Start from, in this order: this run's own checkpoint; scratch.
+    state = checkpoints.restore_latest(shapes, layout)
+    if state is None:
+      checkpoints.check_space(shapes)
+      state = jax.jit(init, out_shardings=layout)(rng)
+    first_step = int(state.step)
+    with metrics.Writer(
+      workdir, config.train.batch_size, total_steps, first_step
+    ) as writer:
+      writer.say(_headline(model, state, mesh, data, total_steps))
+      if first_step == total_steps:  # a finished run is evaluated again
+        _evaluate(evals, state, first_step, total_steps, writer)
+      batches = data.batches(first_step)
+      for step in range(first_step + 1, total_steps + 1):
+        state, stats = train_step(state, next(batches), rng)
+        if step == first_step + 1:
+          jax.block_until_ready(state)
+          writer.start_clock(step)
+        save = checkpoints.due(step, total_steps)
+        # A state is only saved after its metrics were found finite.
+        if save or step % config.log_every == 0:
+          stats = stats | {'learning_rate': learning_rate(step - 1)}
+          writer.scalars(step, 'train', stats)
+        if save:
+          checkpoints.save(step, state)
+        if checkpoints.preempted:
+          checkpoints.stop(step)
+        _evaluate(evals, state, step, total_steps, writer)
+      checkpoints.wait()
+      writer.say(_farewell(writer, workdir, step=int(state.step)))
+  return state
+
+
+def _evaluate(evals, state, step, total_steps, writer):
+  for evaluation in evals:
+    if evaluation.due(step, total_steps):
+      writer.scalars(step, evaluation.name, evaluation.evaluate(state.weights))
+
+
+def _check_classes(config, data):
+  if config.model.num_classes != data.num_classes:
+    raise ValueError(
+      f'config.model.num_classes={config.model.num_classes}, but config.train.'
+      f'dataset={config.train.dataset!r} has {data.num_classes} classes; '
+      f'set config.model.num_classes={data.num_classes}.'
+    )
+
+
+def _headline(model, state, mesh, data, total_steps):
+  count = sum(x.size for x in jax.tree.leaves(state.params))
+  device = mesh.devices.flat[0].device_kind
+  start = f'from step {int(state.step):,} ' if state.step else ''
+  return (
+    f'{type(model).__name__} of {count:,} parameters, {data.num_examples:,} '
+    f'images, {start}to step {total_steps:,} on {mesh.size} x {device}.'
+  )
+
+
+def _farewell(writer, workdir, step):
+  return (
+    f'Done after {step:,} steps. {writer.results()}\n'
+    f'Everything is in {workdir}: checkpoints/, metrics.jsonl, config.json, '
+    'tensorboard/'
+  )
