@@ -13,7 +13,9 @@ setuptools.setup(
   long_description=open('README.md', encoding='utf-8').read(),
   long_description_content_type='text/markdown',
   license='Apache-2.0',
-  packages=setuptools.find_packages(include=['vit_jax', 'vit_jax.*', 'configs']),
+  packages=setuptools.find_packages(
+    include=['vit_jax', 'vit_jax.*', 'configs']
+  ),
   python_requires='>=3.11',
   install_requires=[
     'absl-py>=2.1,<3',

@@ -13,8 +13,10 @@ def base():
   c = ConfigDict()
   c.seed = 0  # of initialisation, dropout, order and augmentation
   c.log_every = 100  # steps between two lines of training metrics
-  c.total_steps = placeholder(int)  # set exactly one of these two
-  c.total_epochs = placeholder(float)
+  # Set exactly one of these two. Their type is object because a flag can set
+  # such a field to None: --config.total_epochs=None --config.total_steps=100.
+  c.total_steps = placeholder(object)
+  c.total_epochs = placeholder(object)
 
   c.model = ConfigDict()  # models.build and vit.build
   c.model.name = 'vit'
@@ -86,3 +88,28 @@ def classification(
       loss=loss,
     )
   )
+
+
+def jft(variant, lr, epochs):
+  """Returns what the paper's ViTs share on JFT-300M (Table 3)."""
+  c = base()
+  c.total_epochs = epochs
+  c.model.variant = variant
+  c.model.num_classes = 18291
+  c.model.pre_logits = True
+  c.model.head_bias = -10.0  # an image has few of the labels
+  c.objective.loss = 'sigmoid'
+  c.train.dataset = 'jft300m'
+  c.optimizer.lr = lr
+  c.optimizer.decay = 'linear'
+  c.optimizer.weight_decay = 0.1
+  return c
+
+
+def choose(table, name):
+  """Returns `table[name]`, where a recipe's argument picks a row."""
+  if name not in table:
+    raise ValueError(
+      f'The recipe has no {name!r}; choose one of {", ".join(table)}.'
+    )
+  return table[name]

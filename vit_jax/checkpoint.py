@@ -232,7 +232,9 @@ class Manager:
   def _on_signal(self, number, frame):
     del frame
     self._signal = signal.Signals(number).name
-    os.write(2, f'\n{self._signal}: finishing this step, then saving.\n'.encode())
+    os.write(
+      2, f'\n{self._signal}: finishing this step, then saving.\n'.encode()
+    )
     self._restore_handlers()
 
   def _restore_handlers(self):

@@ -2,22 +2,24 @@
 
   python -m vit_jax.main --config=configs/digits.py --workdir=runs/digits
 
-Every field of the config is a flag: --config.optimizer.lr=1e-3. Run the same
-command again to continue a run that was stopped.
+Every field of the config is a flag, such as --config.optimizer.lr=1e-3;
+configs/common.py lists them all. Run the same command again to continue a run
+that was stopped.
 """
 
 import os
 import pathlib
+import re
 import sys
 import traceback
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config',
   None,
-  'File of the config, such as configs/digits.py; some take an argument: '
+  'File of the config, such as configs/digits.py. Some take an argument: '
   'configs/vit_b_jft.py:B/32.',
 )
 _WORKDIR = flags.DEFINE_string(
@@ -29,11 +31,17 @@ _WORKDIR = flags.DEFINE_string(
 
 
 def main(argv):
+  if len(argv) > 1:
+    raise app.UsageError(f'{argv[1]!r} is not a flag; flags start with --.')
+  if not flags.FLAGS['verbosity'].present:
+    logging.set_verbosity(logging.WARNING)
+  # Flags are read by now: no use waiting for JAX to learn of a typo.
   from vit_jax import checkpoint, train
 
-  if len(argv) > 1:
-    raise app.UsageError(f'{argv[1]!r} is no flag; flags start with --.')
-  path = pathlib.Path(config_flags.get_config_filename(flags.FLAGS['config']))
+  config_file = config_flags.get_config_filename(flags.FLAGS['config'])
+  path = pathlib.Path(config_file.partition(':')[0])
+  if not path.is_file():
+    sys.exit(f'Error: --config={path}: no such file; try configs/digits.py.')
   workdir = _WORKDIR.value or os.path.join('runs', path.stem)
   try:
     train.train(_CONFIG.value, workdir)
@@ -41,31 +49,44 @@ def main(argv):
     print(message)
     return
   except (ValueError, OSError, FloatingPointError) as error:
-    sys.exit(_explain(error))
+    if not _is_ours(error):
+      raise
+    sys.exit(f'Error: {error}')
   print(
-    'Next:\n'
-    f'  tensorboard --logdir={workdir}\n'
-    f'  python -m vit_jax.main --config={path} --workdir={workdir}-lr '
+    f'Next:\n  tensorboard --logdir={workdir}\n'
+    f'  python -m vit_jax.main --config={config_file} --workdir={workdir}-2 '
     f'--config.optimizer.lr={_CONFIG.value.optimizer.lr / 2:g}'
   )
 
 
-def _explain(error):
-  """Returns the message of an error of this project; raises any other.
+def _is_ours(error):
+  """Returns whether this project raised the error.
 
-  Our errors say what to do, and a stack would bury that. Where another library
+  Our errors say what to do, and a stack would bury that. Where a library
   raised, the stack is what is needed.
   """
-  frames = traceback.extract_tb(error.__traceback__)
   here = os.path.dirname(os.path.abspath(__file__))
-  if not frames[-1].filename.startswith(here):
-    raise error
-  return f'Error: {error}'
+  return traceback.extract_tb(error.__traceback__)[-1].filename.startswith(here)
 
 
-def run():
-  """Parses the flags and runs; an unknown config field ends in one line."""
+def _parse_flags(argv):
+  """Parses as absl does, and says in one line what is wrong with a config."""
   try:
-    app.run(main, flags_parser=_parse_flags)
-  except (AttributeError, KeyError, ValueError) as error:
-    raise error
+    return app.parse_flags_with_usage(argv)
+  except (AttributeError, KeyError) as error:
+    text = error
+    while isinstance(text, Exception):  # ml_collections nests them
+      text = text.args[0]
+    name = text.partition('\n')[0].strip("'")
+    flag = next((a for a in argv if name in re.split('[.=]', a)), name)
+    guess = re.search(r'Did you mean "(.+?)"', text)
+    sys.exit(
+      f'Error: {flag}: the config has no field {name!r}'
+      + (f' (did you mean {guess[1]!r}?)' if guess else '')
+      + '; configs/common.py lists all fields.'
+    )
+
+
+if __name__ == '__main__':
+  flags.mark_flag_as_required('config')
+  app.run(main, flags_parser=_parse_flags)

@@ -48,7 +48,7 @@ def build(
   if clip_norm is not None and clip_norm <= 0:
     raise ValueError(
       f'config.optimizer.clip_norm={clip_norm} is not positive; '
-      'use None for no clipping.'
+      'use inf for no clipping.'
     )
   learning_rate = optax.join_schedules(
     [

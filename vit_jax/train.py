@@ -19,8 +19,21 @@ from vit_jax import (
 from vit_jax.data import pipeline
 
 # The config's fields; each section is the keyword arguments of one function.
-FIELDS = 'seed log_every total_steps total_epochs'.split() + (
-  'model objective train optimizer step mesh sharding checkpoint evals'.split()
+FIELDS = (
+  'seed',
+  'log_every',
+  'total_steps',
+  'total_epochs',
+  'model',
+  'objective',
+  'train',
+  'optimizer',
+  'step',
+  'mesh',
+  'sharding',
+  'checkpoint',
+  'evals',
+)
 )
 
 
@@ -100,7 +113,9 @@ def make_train_step(objective, tx, accum_steps=1, ema_decay=0.0):
 
     zeros = jax.tree.map(
       lambda x: jnp.zeros(x.shape, x.dtype),
-      jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], parts), rng),
+      jax.eval_shape(
+        gradient, params, jax.tree.map(lambda x: x[0], parts), rng
+      ),
     )
     total, _ = jax.lax.scan(add, zeros, (parts, jnp.arange(accum_steps)))
     return jax.tree.map(lambda x: x / accum_steps, total)
@@ -133,11 +148,15 @@ def resolve_steps(total_steps, total_epochs, num_examples, batch_size):
     ValueError: if both or neither are given, or either is negative.
   """
   given = [x for x in (total_steps, total_epochs) if x is not None]
-  if len(given) != 1 or given[0] < 0:
+  if len(given) != 1 or not (
+    isinstance(total_steps, int | None)
+    and isinstance(total_epochs, int | float | None)
+    and given[0] >= 0
+  ):
     raise ValueError(
-      f'config.total_steps={total_steps} and config.total_epochs='
-      f'{total_epochs}: set exactly one of them, to 0 or more, and the other '
-      'to None.'
+      f'config.total_steps={total_steps!r} and config.total_epochs='
+      f'{total_epochs!r}: set exactly one of them, to a number of 0 or more, '
+      'and the other to None.'
     )
   if total_steps is not None:
     return total_steps
@@ -170,7 +189,11 @@ def train(config, workdir):
   model = models.build(**config.model)
   objective = objectives.build(model, **config.objective)
   data = names.call(
-    pipeline.TrainData, config.train, 'config.train', mesh=mesh, seed=config.seed
+    pipeline.TrainData,
+    config.train,
+    'config.train',
+    mesh=mesh,
+    seed=config.seed,
   )
   _check_classes(config, data)
   total_steps = resolve_steps(

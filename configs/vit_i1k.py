@@ -1,0 +1,30 @@
+"""ViT on ImageNet from scratch (paper, Tables 3 and 5).
+
+  python -m vit_jax.main --config=configs/vit_i1k.py
+  python -m vit_jax.main --config=configs/vit_i1k.py:L/16
+
+300 epochs. Fine-tuned at 384 pixels: B/16 77.91%, B/32 73.38%, L/16 76.53%,
+L/32 71.16%; about 75% before that for B/16.
+"""
+
+from configs import common
+
+_EPOCHS = {'B/16': 300.0, 'B/32': 300.0, 'L/16': 300.0, 'L/32': 300.0}
+
+
+def get_config(variant='B/16'):
+  c = common.base()
+  c.total_epochs = common.choose(_EPOCHS, variant)
+  c.model.variant = variant
+  c.model.pre_logits = True
+  c.model.dropout = 0.1
+  c.optimizer.lr = 3e-3
+  c.optimizer.decay = 'cosine'
+  c.optimizer.weight_decay = 0.3
+  c.optimizer.clip_norm = 1.0
+  c.evals.validation = common.classification(
+    'imagenet2012',
+    'validation',
+    preprocess='resize_small(256)|central_crop(224)',
+  )
+  return c
