@@ -65,7 +65,7 @@ def open_run(workdir, config):
 def _check_same(old, new, workdir):
   old, new = _flatten(old), _flatten(new)
   different = [
-    f'  config.{name}: {old.get(name, "absent")!r} there, '
+    f'\n  config.{name}: {old.get(name, "absent")!r} there, '
     f'{new.get(name, "absent")!r} now'
     for name in sorted(old | new)
     if old.get(name, ...) != new.get(name, ...)
@@ -73,10 +73,10 @@ def _check_same(old, new, workdir):
   ]
   if different:
     raise ValueError(
-      '\n'.join([f'--workdir={workdir} holds the run of another config:']
-      + different
-      + ['Use another --workdir for this one, or take these changes back.'])
-    )  # fmt: skip
+      f'--workdir={workdir} holds the run of another config:'
+      f'{"".join(different)}\n'
+      'Use another --workdir for this one, or take these changes back.'
+    )
 
 
 def _flatten(tree, prefix=''):

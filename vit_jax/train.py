@@ -34,7 +34,6 @@ FIELDS = (
   'checkpoint',
   'evals',
 )
-)
 
 
 class TrainState(NamedTuple):
