@@ -29,100 +29,68 @@ class Preempted(Exception):  # noqa: N818  (not an error)
   """The run was asked to stop, and has saved its state."""
 
 
-def open_run(workdir, config):
-  """Makes a run's folder, or checks that it is this run's.
-
-  Args:
-    workdir: the folder.
-    config: dict, as JSON holds it.
-
-  Returns:
-    The folder's absolute path, an `epath.Path`.
-
-  Raises:
-    ValueError: if the folder cannot be written, or holds the run of another
-      config (with the fields that differ). Nothing in it is changed then.
-  """
-  config = json.loads(json.dumps(config))  # tuples are lists there
-  workdir = epath.Path(workdir).expanduser().resolve()
-  path = workdir / 'config.json'
-  try:
-    if path.exists():
-      _check_same(json.loads(path.read_text()), config, workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
-    if jax.process_index() == 0:
-      partial = workdir / 'config.json.partial'
-      partial.write_text(json.dumps(config, indent=2) + '\n')
-      partial.replace(path)
-  except OSError as error:
-    raise ValueError(
-      f'--workdir={workdir} cannot be written ({error.strerror or error}); '
-      'make it writable, or use another --workdir.'
-    ) from None
-  return workdir
-
-
-def _check_same(old, new, workdir):
-  old, new = _flatten(old), _flatten(new)
-  different = [
-    f'\n  config.{name}: {old.get(name, "absent")!r} there, '
-    f'{new.get(name, "absent")!r} now'
-    for name in sorted(old | new)
-    if old.get(name, ...) != new.get(name, ...)
-    and not re.fullmatch(_MAY_CHANGE, name)
-  ]
-  if different:
-    raise ValueError(
-      f'--workdir={workdir} holds the run of another config:'
-      f'{"".join(different)}\n'
-      'Use another --workdir for this one, or take these changes back.'
-    )
-
-
-def _flatten(tree, prefix=''):
-  if not isinstance(tree, dict) or not tree:
-    return {prefix[:-1]: tree}
-  flat = {}
-  for name, value in tree.items():
-    flat |= _flatten(value, f'{prefix}{name}.')
-  return flat
-
-
 class Manager:
   """Saves and restores a run's state; a context that waits for what it saves.
 
   Within the context, SIGTERM and Ctrl-C ask for a checkpoint instead of ending
   the process; a second one ends it.
+
+  Attributes:
+    workdir: the run's folder, an absolute `epath.Path`.
   """
 
-  def __init__(self, workdir, config, every=1000, keep=2):
-    """Opens the checkpoints of a run.
+  def __init__(self, workdir, config, shapes, every=1000, keep=2):
+    """Opens a run's folder, or makes it.
 
     Args:
-      workdir: the run's folder, from `open_run`.
+      workdir: the folder.
       config: dict, saved beside the arrays so that a checkpoint describes
         itself.
+      shapes: tree of `jax.ShapeDtypeStruct` of the state.
       every: number of steps between two checkpoints.
       keep: how many of the last ones are kept.
 
     Raises:
-      ValueError: on numbers below 1.
+      ValueError: on numbers below 1; if the folder holds the run of another
+        config (with the fields that differ), cannot be written, or has no room.
+        Nothing in it is changed then.
     """
     for name, value in dict(every=every, keep=keep).items():
       if value < 1:
         raise ValueError(f'config.checkpoint.{name}={value} is not at least 1.')
-    self._every, self._keep, self._config = every, keep, config
-    self.directory = epath.Path(workdir) / 'checkpoints'
+    self.workdir = epath.Path(workdir).expanduser().resolve()
+    self._config = json.loads(json.dumps(config))  # tuples are lists there
+    self._shapes, self._every = shapes, every
+    self._directory = self.workdir / 'checkpoints'
+    self._signal, self._old_handlers = None, {}
+    self._open(keep)
     self._manager = ocp.CheckpointManager(
-      self.directory,
+      self._directory,
       options=ocp.CheckpointManagerOptions(
         max_to_keep=keep,
         enable_async_checkpointing=True,
         cleanup_tmp_directories=True,
       ),
     )
-    self._signal = None
-    self._old_handlers = {}
+
+  def _open(self, keep):
+    """Checks the folder, and only then makes it and writes the config."""
+    path = self.workdir / 'config.json'
+    try:
+      if path.exists():
+        _check_same(json.loads(path.read_text()), self._config, self.workdir)
+      _check_space(self._directory, self._shapes, keep)
+      self._directory.mkdir(parents=True, exist_ok=True)
+      if jax.process_index() == 0:
+        partial = self.workdir / 'config.json.partial'
+        partial.write_text(json.dumps(self._config, indent=2) + '\n')
+        partial.replace(path)
+    except OSError as error:
+      raise ValueError(
+        f'--workdir={self.workdir} cannot be written '
+        f'({error.strerror or error}); make it writable, or use another '
+        '--workdir.'
+      ) from None
 
   def __enter__(self):
     # Only the main thread may handle signals; a notebook's may be another.
@@ -138,11 +106,10 @@ class Manager:
       self._restore_handlers()
       self._manager.close()
 
-  def restore_latest(self, shapes, layout):
+  def restore_latest(self, layout):
     """Returns the state of the last checkpoint, or None if there is none.
 
     Args:
-      shapes: tree of `jax.ShapeDtypeStruct` of the state.
       layout: tree of shardings, which need not be those of the saving run.
     """
     step = self._manager.latest_step()
@@ -152,36 +119,13 @@ class Manager:
       lambda leaf, sharding: jax.ShapeDtypeStruct(
         leaf.shape, leaf.dtype, sharding=sharding
       ),
-      shapes,
+      self._shapes,
       layout,
     )
     restored = self._manager.restore(
       step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
     )
     return restored.state
-
-  def check_space(self, shapes):
-    """Raises ValueError if the disk has no room for the checkpoints to come.
-
-    Args:
-      shapes: tree of `jax.ShapeDtypeStruct` of the state.
-    """
-    size = sum(
-      math.prod(leaf.shape) * leaf.dtype.itemsize
-      for leaf in jax.tree.leaves(shapes)
-    )
-    # The next one is complete before the oldest is removed.
-    missing = self._keep + 1 - len(self._manager.all_steps())
-    if '://' in str(self.directory) or missing < 1:
-      return
-    free = shutil.disk_usage(self.directory).free
-    if free < size * missing:
-      raise ValueError(
-        f'--workdir: {self.directory} has {free / 1e9:.2f} GB free, but '
-        f'{missing} more checkpoints of {size / 1e9:.2f} GB each are to come; '
-        'free some space, lower config.checkpoint.keep, or use another '
-        '--workdir.'
-      )
 
   def due(self, step, total_steps):
     """Returns whether to save after update `step`; always after the last."""
@@ -214,7 +158,7 @@ class Manager:
     self.wait()
     raise Preempted(
       f'Stopped by {self._signal} after step {step:,}. The state is saved in '
-      f'{self.directory}; the same command continues from there.'
+      f'{self._directory}; the same command continues from there.'
     )
 
   def _explain_failure(self, write):
@@ -224,7 +168,7 @@ class Manager:
       step = self._manager.latest_step()
       last = 'none was saved before' if step is None else f'step {step} is safe'
       raise OSError(
-        f'A checkpoint could not be written to {self.directory} ({last}): '
+        f'A checkpoint could not be written to {self._directory} ({last}): '
         f'{error}. Free some space or mend the disk; the same command then '
         'continues from the last checkpoint.'
       ) from error
@@ -241,3 +185,52 @@ class Manager:
     for number, handler in self._old_handlers.items():
       signal.signal(number, handler)
     self._old_handlers = {}
+
+
+def _check_same(old, new, workdir):
+  old, new = _flatten(old), _flatten(new)
+  different = [
+    f'\n  config.{name}: {old.get(name, "absent")!r} there, '
+    f'{new.get(name, "absent")!r} now'
+    for name in sorted(old | new)
+    if old.get(name, ...) != new.get(name, ...)
+    and not re.fullmatch(_MAY_CHANGE, name)
+  ]
+  if different:
+    raise ValueError(
+      f'--workdir={workdir} holds the run of another config:'
+      f'{"".join(different)}\n'
+      'Use another --workdir for this one, or take these changes back.'
+    )
+
+
+def _flatten(tree, prefix=''):
+  if not isinstance(tree, dict) or not tree:
+    return {prefix[:-1]: tree}
+  flat = {}
+  for name, value in tree.items():
+    flat |= _flatten(value, f'{prefix}{name}.')
+  return flat
+
+
+def _check_space(directory, shapes, keep):
+  """Raises ValueError if the disk has no room for the checkpoints to come."""
+  if '://' in str(directory):
+    return
+  existing = directory
+  while not existing.exists():
+    existing = existing.parent
+  size = sum(
+    math.prod(leaf.shape) * leaf.dtype.itemsize
+    for leaf in jax.tree.leaves(shapes)
+  )
+  saved = [p for p in existing.iterdir() if p.name.isdecimal()]
+  # The next one is complete before the oldest is removed.
+  missing = keep + 1 - (len(saved) if existing == directory else 0)
+  total, _, free = shutil.disk_usage(existing)
+  if free < size * missing and total:  # /proc and its like have no size
+    raise ValueError(
+      f'--workdir: {existing} has {free / 1e9:.2f} GB free, but {missing} more '
+      f'checkpoints of {size / 1e9:.2f} GB each are to come; free some space, '
+      'lower config.checkpoint.keep, or use another --workdir.'
+    )

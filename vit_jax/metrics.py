@@ -68,14 +68,18 @@ class Writer:
       FloatingPointError: if a value is nan or infinite.
     """
     values = {k: float(v) for k, v in jax.device_get(values).items()}
-    for name, value in values.items():
-      if not math.isfinite(value):
-        raise FloatingPointError(
-          f'{section}/{name} is {value} at step {step:,}; all metrics were '
-          f'finite at step {self._finite_step:,}. Lower config.optimizer.lr, '
-          'lengthen config.optimizer.warmup_steps, or set config.optimizer.'
-          'clip_norm=1.0. No state from after the last checkpoint was saved.'
-        )
+    bad = [
+      f'{section}/{name} is {value}'
+      for name, value in values.items()
+      if not math.isfinite(value)
+    ]
+    if bad:
+      raise FloatingPointError(
+        f'At step {step:,} {", ".join(bad)}; all metrics were finite at step '
+        f'{self._finite_step:,}. Lower config.optimizer.lr, lengthen '
+        'config.optimizer.warmup_steps, or set config.optimizer.clip_norm=1.0. '
+        'The last checkpoint is from before.'
+      )
     now = time.perf_counter()
     if section == 'train':
       self._finite_step = step

@@ -70,13 +70,16 @@ def call(function, section, field, /, **context):
 
 
 def check_fields(section, fields, field):
-  """Raises ValueError if `section` has a key that `fields` does not name."""
+  """Raises ValueError unless the keys of `section` are exactly `fields`."""
   for name in section:
     if name not in fields:
       raise ValueError(
         f'{field}.{name} is not a field{_did_you_mean(name, fields)}; '
         f'{field} has {", ".join(fields)}.'
       )
+  missing = [name for name in fields if name not in section]
+  if missing:
+    raise ValueError(f'{field} lacks {", ".join(missing)}.')
 
 
 def leaf_names(tree):

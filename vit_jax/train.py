@@ -128,7 +128,11 @@ def make_train_step(objective, tx, accum_steps=1, ema_decay=0.0):
     average = state.average
     if ema_decay:
       average = optax.incremental_update(params, average, 1 - ema_decay)
-    stats = stats | {'gradient_norm': optax.global_norm(grads)}
+    # A finite update keeps finite parameters finite: see `metrics.Writer`.
+    stats = stats | {
+      'gradient_norm': optax.tree.norm(grads),
+      'update_norm': optax.tree.norm(updates),
+    }
     return TrainState(state.step + 1, params, opt_state, average), stats
 
   return train_step
@@ -183,39 +187,28 @@ def train(config, workdir):
   """
   config = config.copy_and_resolve_references()
   names.check_fields(config, FIELDS, 'config')
+  if config.log_every < 1:
+    raise ValueError(f'config.log_every={config.log_every} is not at least 1.')
+
+  def call(function, section, **context):
+    """Calls the function that a section of the config is the arguments of."""
+    return names.call(function, config[section], f'config.{section}', **context)
+
   rng = jax.random.key(config.seed)
-  mesh = names.call(sharding.make_mesh, config.mesh, 'config.mesh')
+  mesh = call(sharding.make_mesh, 'mesh')
   model = models.build(**config.model)
   objective = objectives.build(model, **config.objective)
-  data = names.call(
-    pipeline.TrainData,
-    config.train,
-    'config.train',
-    mesh=mesh,
-    seed=config.seed,
-  )
+  data = call(pipeline.TrainData, 'train', mesh=mesh, seed=config.seed)
   _check_classes(config, data)
+  B, A = config.train.batch_size, config.step.accum_steps
   total_steps = resolve_steps(
-    config.total_steps,
-    config.total_epochs,
-    data.num_examples,
-    config.train.batch_size,
+    config.total_steps, config.total_epochs, data.num_examples, B
   )
-  tx, learning_rate = names.call(
-    optimizers.build,
-    config.optimizer,
-    'config.optimizer',
-    total_steps=total_steps,
+  tx, learning_rate = call(
+    optimizers.build, 'optimizer', total_steps=total_steps
   )
-  train_step = names.call(
-    make_train_step, config.step, 'config.step', objective=objective, tx=tx
-  )
-  sharding.check_batch_size(
-    config.train.batch_size,
-    mesh,
-    'config.train.batch_size',
-    config.step.accum_steps,
-  )
+  train_step = call(make_train_step, 'step', objective=objective, tx=tx)
+  sharding.check_batch_size(B, mesh, 'config.train.batch_size', A)
   evals = evaluators.build(objective.predict, mesh, config.evals)
 
   # Decide where every array lives before any array exists.
@@ -224,36 +217,28 @@ def train(config, workdir):
     return init_state(objective, tx, data.image_shape, rng, ema_decay)
 
   shapes = jax.eval_shape(init, rng)
-  layout = names.call(
-    sharding.layout,
-    config.sharding,
-    'config.sharding',
-    shapes=shapes,
-    mesh=mesh,
-  )
+  layout = call(sharding.layout, 'sharding', shapes=shapes, mesh=mesh)
   train_step = jax.jit(
     train_step, donate_argnums=0, out_shardings=(layout, None)
   )
 
   # Nothing is written before this line, and no mistake in the config is found
   # after it.
-  workdir = checkpoint.open_run(workdir, config.to_dict())
-  checkpoints = names.call(
+  checkpoints = call(
     checkpoint.Manager,
-    config.checkpoint,
-    'config.checkpoint',
+    'checkpoint',
     workdir=workdir,
     config=config.to_dict(),
+    shapes=shapes,
   )
   with checkpoints, sharding.activations(mesh):
     # Start from, in this order: this run's own checkpoint; scratch.
-    state = checkpoints.restore_latest(shapes, layout)
+    state = checkpoints.restore_latest(layout)
     if state is None:
-      checkpoints.check_space(shapes)
       state = jax.jit(init, out_shardings=layout)(rng)
     first_step = int(state.step)
     with metrics.Writer(
-      workdir, config.train.batch_size, total_steps, first_step
+      checkpoints.workdir, B, total_steps, first_step
     ) as writer:
       writer.say(_headline(model, state, mesh, data, total_steps))
       if first_step == total_steps:  # a finished run is evaluated again
@@ -275,7 +260,7 @@ def train(config, workdir):
           checkpoints.stop(step)
         _evaluate(evals, state, step, total_steps, writer)
       checkpoints.wait()
-      writer.say(_farewell(writer, workdir, step=int(state.step)))
+      writer.say(_farewell(writer, checkpoints.workdir, int(state.step)))
   return state
 
 

@@ -1,0 +1,78 @@
+"""What all tests share: eight fake devices, strictness, tiny configs."""
+
+import os
+import re
+
+# Before JAX starts.
+os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=8'
+os.environ['JAX_PLATFORMS'] = 'cpu'
+
+import jax
+import pytest
+from jax.sharding import AxisType
+
+from configs import common
+
+jax.config.update('jax_numpy_rank_promotion', 'raise')
+# Tiny models compile three times faster so, and hardly run slower.
+jax.config.update('jax_disable_most_optimizations', True)
+
+
+def shrink(config):
+  """Makes a recipe tiny, and lets it read data that is there: digits."""
+  patch = int(config.model.variant.partition('/')[2])
+  config.total_steps, config.total_epochs = 2, None
+  config.log_every = 1
+  config.model.update(
+    hidden_size=16, depth=2, mlp_dim=32, num_heads=2, num_classes=10
+  )
+  config.train.batch_size = 8 * config.step.accum_steps
+  config.optimizer.warmup_steps = min(config.optimizer.warmup_steps, 1)
+  for section in (config.train, *config.evals.values()):
+    section.update(
+      dataset='digits',
+      split='train' if section is config.train else 'test',
+      batch_size=8,
+      preprocess=_shrink_sizes(section.preprocess, 2 * patch),
+    )
+  return config
+
+
+def _shrink_sizes(recipe, size):
+  """Replaces the sizes in a recipe; larger ones stay a little larger."""
+  return re.sub(
+    r'\d{3}', lambda match: str(size + (int(match[0]) > 224)), recipe
+  )
+
+
+@pytest.fixture
+def tiny_config():
+  """A recipe that trains in a second."""
+  c = common.base()
+  c.total_steps = 4
+  c.log_every = 1
+  c.model.update(
+    variant='Ti/4', num_classes=10, dtype='float32',
+    hidden_size=16, depth=2, mlp_dim=32, num_heads=2,
+  )  # fmt: skip
+  c.train.update(
+    dataset='digits', batch_size=16, preprocess='random_crop(8, padding=1)'
+  )
+  c.optimizer.warmup_steps = 1
+  c.evals.test = common.classification('digits', 'test', '', batch_size=64)
+  return c
+
+
+@pytest.fixture
+def make_mesh():
+  """Returns a function from sizes (data, model) to a mesh of that size."""
+
+  def make(data, model=1):
+    return jax.make_mesh(
+      (data, model),
+      ('data', 'model'),
+      devices=jax.devices()[: data * model],
+      axis_types=(AxisType.Auto,) * 2,
+    )
+
+  return make

@@ -1,0 +1,161 @@
+"""Imports go one way, files and functions stay small, start-up stays quick."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+FILES = sorted((ROOT / 'vit_jax').rglob('*.py'))
+
+# A part of the package -> the parts that it may import, besides itself.
+MAY_IMPORT = {
+  'names': set(),
+  'sharding': {'names'},
+  'models': {'names'},
+  'optimizers': {'names'},
+  'data': {'names', 'sharding'},
+  'objectives': {'names', 'models'},
+  'evaluators': {'names', 'models', 'data', 'sharding', 'objectives'},
+  'checkpoint': set(),
+  'metrics': set(),
+  'train': {
+    'names', 'models', 'data', 'optimizers', 'sharding', 'objectives',
+    'evaluators', 'checkpoint', 'metrics',
+  },
+  'main': {'train', 'checkpoint'},
+}  # fmt: skip
+# Libraries that are slow to import or that a train step does without.
+ONLY_IN = {
+  'tensorflow': {'data/__init__.py'},
+  'tensorflow_datasets': {'data/sources.py'},
+  'array_record': {'data/sources.py'},
+  'clu': {'metrics.py'},
+  'sklearn': {'data/datasets.py'},
+  'orbax': {'checkpoint.py'},
+  'absl': {'main.py', 'data/prepare.py'},
+}
+
+
+def imports(path):
+  """Yields (imported dotted name, whether at the top level of the file)."""
+  tree = ast.parse(path.read_text())
+  for node in ast.walk(tree):
+    if isinstance(node, ast.Import):
+      yield from ((alias.name, node in tree.body) for alias in node.names)
+    if isinstance(node, ast.ImportFrom):
+      assert not node.level, f'{path}: relative import'
+      for alias in node.names:
+        yield f'{node.module}.{alias.name}', node in tree.body
+
+
+def relative(path):
+  return str(path.relative_to(ROOT / 'vit_jax'))
+
+
+@pytest.mark.parametrize('path', FILES, ids=relative)
+def test_imports_go_one_way(path):
+  part = relative(path).split('/')[0].removesuffix('.py')
+  for name, _ in imports(path):
+    library, _, rest = name.partition('.')
+    imported = rest.split('.')[0]
+    if library == 'vit_jax' and imported != part:
+      assert part in MAY_IMPORT, f'{part} has no row in MAY_IMPORT'
+      assert imported in MAY_IMPORT[part], f'{part} imports {imported}'
+
+
+@pytest.mark.parametrize('path', FILES, ids=relative)
+def test_libraries_stay_where_they_belong(path):
+  for name, at_top in imports(path):
+    library = name.partition('.')[0]
+    assert library != 'configs'
+    if library in ONLY_IN:
+      assert relative(path) in ONLY_IN[library]
+      assert not at_top or library in ('orbax', 'absl')
+
+
+def test_recipes_import_configs_only():
+  for path in (ROOT / 'configs').glob('*.py'):
+    allowed = ('ml_collections', 'configs.common')
+    for name, _ in imports(path):
+      assert name.startswith(allowed), f'{path} imports {name}'
+
+
+def test_every_module_has_its_test():
+  for path in FILES:
+    name = relative(path)
+    tested = ROOT / 'tests' / pathlib.Path(name).parent / f'test_{path.name}'
+    elsewhere = {
+      '__init__.py',  # nothing
+      'data/__init__.py',  # everywhere
+      'data/datasets.py', 'data/prepare.py',  # test_sources.py
+      'evaluators/__init__.py', 'objectives/__init__.py',
+      'models/__init__.py', 'models/attention.py',
+      'models/position_embedding.py',  # test_vit.py
+    }  # fmt: skip
+    assert tested.exists() or name in elsewhere, name
+
+
+def test_files_and_functions_stay_small():
+  for path in FILES:
+    source = path.read_text()
+    assert source.count('\n') <= 310, path
+    for node in ast.walk(ast.parse(source)):
+      if isinstance(node, ast.FunctionDef) and node.name != 'train':
+        body = node.body[bool(ast.get_docstring(node)) :]
+        size = body[-1].end_lineno - body[0].lineno + 1 if body else 0
+        assert size <= 60, f'{path}: {node.name} has {size} lines'
+
+
+IMPORT = """
+import sys, time
+start = time.perf_counter()
+import vit_jax.models
+print(time.perf_counter() - start)
+assert not {'tensorflow', 'tensorflow_datasets', 'clu', 'orbax', 'sklearn'} & (
+  set(sys.modules)), sorted(sys.modules)
+"""
+
+
+def python(code):
+  return subprocess.run(
+    [sys.executable, '-c', code],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+
+
+def test_importing_the_models_is_quick_and_light():
+  seconds = []
+  for _ in range(3):
+    result = python(IMPORT)
+    assert result.returncode == 0, result.stderr
+    seconds.append(float(result.stdout))
+  assert min(seconds) < 2
+
+
+STEP = """
+import sys
+for name in ('tensorflow', 'tensorflow_datasets', 'clu', 'tensorboard',
+             'sklearn', 'array_record'):
+  sys.modules[name] = None  # importing it fails
+import jax, numpy as np
+from vit_jax import models, objectives, optimizers, train
+model = models.build(variant='Ti/4', num_classes=2, hidden_size=8, depth=1,
+                     mlp_dim=8, num_heads=1)
+objective = objectives.build(model, 'classification')
+tx, _ = optimizers.build(total_steps=2)
+state = train.init_state(objective, tx, (4, 4, 3), jax.random.key(0))
+batch = {'image': np.zeros((2, 4, 4, 3), 'u1'), 'label': np.zeros(2, 'i4')}
+step = jax.jit(train.make_train_step(objective, tx))
+print(int(step(state, batch, jax.random.key(0))[0].step))
+"""
+
+
+def test_a_step_needs_neither_tensorflow_nor_clu():
+  result = python(STEP)
+  assert result.stdout.strip() == '1', result.stderr

@@ -1,0 +1,119 @@
+"""Every recipe loads, fits the functions it configures, and trains."""
+
+import importlib
+import inspect
+import pathlib
+
+import pytest
+from conftest import shrink
+
+from vit_jax import (
+  checkpoint,
+  evaluators,
+  models,
+  objectives,
+  optimizers,
+  sharding,
+  train,
+)
+from vit_jax.data import datasets, pipeline, preprocess
+
+ROOT = pathlib.Path(__file__).parent.parent
+RECIPES = sorted(
+  path.stem
+  for path in (ROOT / 'configs').glob('*.py')
+  if path.stem not in ('__init__', 'common')
+)
+# Table 3 of the paper: epochs, learning rate, decay, weight decay, dropout,
+# clipping, classes.
+TABLE_3 = {
+  ('vit_h14_jft', None): ('H/14', 14, 3e-4, 'linear', 0.1, 0.0, None, 18291),
+  ('vit_l16_jft', None): ('L/16', 14, 4e-4, 'linear', 0.1, 0.0, None, 18291),
+  ('vit_l16_jft', 'L/32'): ('L/32', 7, 6e-4, 'linear', 0.1, 0.0, None, 18291),
+  ('vit_b_jft', None): ('B/16', 7, 8e-4, 'linear', 0.1, 0.0, None, 18291),
+  ('vit_b_jft', 'B/32'): ('B/32', 7, 8e-4, 'linear', 0.1, 0.0, None, 18291),
+  ('vit_i21k', None): ('B/16', 90, 1e-3, 'linear', 0.03, 0.1, None, 21843),
+  ('vit_i21k', 'B/32'): ('B/32', 90, 1e-3, 'linear', 0.03, 0.1, None, 21843),
+  ('vit_i21k', 'L/16'): ('L/16', 90, 1e-3, 'linear', 0.03, 0.1, None, 21843),
+  ('vit_i21k', 'L/32'): ('L/32', 90, 1e-3, 'linear', 0.03, 0.1, None, 21843),
+  ('vit_i1k', None): ('B/16', 300, 3e-3, 'cosine', 0.3, 0.1, 1.0, 1000),
+  ('vit_i1k', 'B/32'): ('B/32', 300, 3e-3, 'cosine', 0.3, 0.1, 1.0, 1000),
+  ('vit_i1k', 'L/16'): ('L/16', 300, 3e-3, 'cosine', 0.3, 0.1, 1.0, 1000),
+  ('vit_i1k', 'L/32'): ('L/32', 300, 3e-3, 'cosine', 0.3, 0.1, 1.0, 1000),
+}
+
+
+def load(name, argument=None):
+  get_config = importlib.import_module(f'configs.{name}').get_config
+  return get_config() if argument is None else get_config(argument)
+
+
+def binds(function, section, **context):
+  inspect.signature(function).bind(**section, **context)
+
+
+@pytest.mark.parametrize(
+  ('name', 'argument'), sorted({(name, '') for name in RECIPES} | {
+    (name, argument or '') for name, argument in TABLE_3
+  })
+)  # fmt: skip
+def test_sections_are_arguments_of_their_functions(name, argument):
+  c = load(name, argument or None)
+  assert set(c) == set(train.FIELDS)
+  model = models.build(**c.model)
+  objective = objectives.build(model, **c.objective)
+  tx, _ = optimizers.build(total_steps=10**6, **c.optimizer)
+  train.make_train_step(objective, tx, **c.step)
+  binds(sharding.make_mesh, c.mesh)
+  binds(sharding.layout, c.sharding, shapes=None, mesh=None)
+  binds(checkpoint.Manager, c.checkpoint, workdir='', config={}, shapes={})
+  binds(pipeline.TrainData, c.train, mesh=None, seed=0)
+  assert c.model.num_classes == datasets.DATASETS[c.train.dataset].num_classes
+  for row in [c.train, *c.evals.values()]:
+    preprocess.parse(row.preprocess, '')
+    assert row.dataset in datasets.DATASETS
+  for row in c.evals.values():
+    row = dict(row)
+    build = evaluators.EVALUATORS[row.pop('kind')]
+    row.pop('every')
+    binds(build, row, predict=None, mesh=None, field='')
+
+
+@pytest.mark.parametrize('name', RECIPES)
+def test_every_recipe_trains(name, tmp_path, capsys):
+  config = shrink(load(name))
+  state = train.train(config, tmp_path)
+  assert state.step == 2
+  assert 'Done after 2 steps' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(('recipe', 'row'), TABLE_3.items())
+def test_settings_are_those_of_table_3(recipe, row):
+  c = load(*recipe)
+  assert row == (
+    c.model.variant,
+    c.total_epochs,
+    c.optimizer.lr,
+    c.optimizer.decay,
+    c.optimizer.weight_decay,
+    c.model.dropout,
+    c.optimizer.clip_norm,
+    c.model.num_classes,
+  )
+  assert c.optimizer.name == 'adam'
+  assert c.optimizer.warmup_steps == 10_000
+  assert c.train.batch_size == 4096
+  assert c.train.preprocess == 'inception_crop(224)|flip_lr'
+  assert c.model.pre_logits  # the pre-training head
+
+
+def test_recipes_are_small_and_say_how_they_are_run():
+  for name in RECIPES:
+    source = (ROOT / 'configs' / f'{name}.py').read_text()
+    assert source.count('\n') <= 50, name
+    assert f'--config=configs/{name}.py' in source
+
+
+def test_unknown_argument_is_explained():
+  with pytest.raises(ValueError, match="no 'B/8'; choose one of B/16, B/32"):
+    load('vit_b_jft', 'B/8')

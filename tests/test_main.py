@@ -1,0 +1,206 @@
+"""The command line, with real processes that are really killed."""
+
+import contextlib
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+STEPS = 400
+TINY_RUN = [
+  '--config=configs/digits.py',
+  '--config.total_epochs=None',
+  f'--config.total_steps={STEPS}',
+  '--config.log_every=20',
+  '--config.model.hidden_size=16',
+  '--config.model.mlp_dim=32',
+  '--config.model.depth=2',
+  '--config.model.dropout=0.1',
+  '--config.step.ema_decay=0.9',
+  '--config.optimizer.warmup_steps=10',
+  '--config.checkpoint.every=20',
+  '--config.evals.test.every=100',
+]
+
+
+@contextlib.contextmanager
+def start(*args):
+  """Starts the program as a user would: on the devices that there are."""
+  env = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
+  process = subprocess.Popen(
+    [sys.executable, '-m', 'vit_jax.main', *args],
+    cwd=ROOT,
+    env=env,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  try:
+    yield process
+  finally:
+    process.kill()
+    process.communicate()
+
+
+def finish(process):
+  """Returns what it printed, when it ends."""
+  out, err = process.communicate(timeout=300)
+  return out, err
+
+
+def wait_for(process, condition):
+  deadline = time.monotonic() + 120
+  while not condition():
+    assert process.poll() is None, process.communicate()
+    assert time.monotonic() < deadline
+    time.sleep(0.0005)
+
+
+def metrics(workdir):
+  try:
+    text = (workdir / 'metrics.jsonl').read_text()
+  except FileNotFoundError:
+    return []
+  return [json.loads(line) for line in text.splitlines(keepends=True)
+          if line.endswith('\n')]  # fmt: skip
+
+
+def last_step(workdir):
+  lines = metrics(workdir)
+  return lines[-1]['step'] if lines else 0
+
+
+def is_saving(workdir, after):
+  """Returns whether a checkpoint after some step is half-written now."""
+  with contextlib.suppress(FileNotFoundError):
+    for name in os.listdir(workdir / 'checkpoints'):
+      step, _, suffix = name.partition('.')
+      if suffix and int(step) > after:
+        return True
+  return False
+
+
+def result(workdir):
+  """Returns the last state as saved, and the metrics but for speed."""
+  path = workdir / 'checkpoints' / str(STEPS) / 'state'
+  state = ocp.StandardCheckpointer().restore(path)
+  lines = [
+    {k: v for k, v in line.items() if k != 'train/images_per_second'}
+    for line in metrics(workdir)
+  ]
+  return state, lines
+
+
+@pytest.fixture(scope='module')
+def straight(tmp_path_factory):
+  """The workdir of a run that nothing stops, and what it printed."""
+  workdir = tmp_path_factory.mktemp('straight')
+  with start(*TINY_RUN, f'--workdir={workdir}') as process:
+    out, err = finish(process)
+  assert process.returncode == 0, err
+  return workdir, out
+
+
+def assert_same_result(workdir, straight):
+  state, lines = result(workdir)
+  expected_state, expected_lines = result(straight)
+  jax.tree.map(np.testing.assert_array_equal, state, expected_state)
+  assert lines == expected_lines
+
+
+def test_a_run_ends_with_the_accuracy_and_what_to_do_next(straight):
+  workdir, out = straight
+  accuracy = metrics(workdir)[-1]['test/accuracy']
+  assert f'Done after {STEPS} steps. test accuracy {accuracy:.2%}' in out
+  assert f'Everything is in {workdir}' in out
+  assert f'tensorboard --logdir={workdir}' in out
+  assert 'python -m vit_jax.main --config=configs/digits.py' in out
+
+
+def test_killed_runs_end_as_if_they_had_not_been(straight, tmp_path):
+  run = [*TINY_RUN, f'--workdir={tmp_path}']
+  for kill_in in ('save', 'step', 'save'):
+    done = last_step(tmp_path)
+    with start(*run) as process:
+      if kill_in == 'save':
+        wait_for(process, lambda done=done: is_saving(tmp_path, done + 30))
+      else:
+        wait_for(process, lambda done=done: last_step(tmp_path) >= done + 40)
+      process.send_signal(signal.SIGKILL)
+      process.wait()
+    assert last_step(tmp_path) < STEPS
+  with start(*run) as process:
+    out, err = finish(process)
+  assert process.returncode == 0, err
+  assert 'images, from step' in out
+  assert_same_result(tmp_path, straight[0])
+
+
+def test_sigterm_saves_and_says_so(straight, tmp_path):
+  run = [*TINY_RUN, f'--workdir={tmp_path}']
+  with start(*run) as process:
+    wait_for(process, lambda: last_step(tmp_path) >= 40)
+    process.send_signal(signal.SIGTERM)
+    out, err = finish(process)
+  assert process.returncode == 0, err
+  step = max(map(int, os.listdir(tmp_path / 'checkpoints')))
+  assert step < STEPS
+  assert f'Stopped by SIGTERM after step {step}. The state is saved in' in out
+  assert 'Traceback' not in err
+  with start(*run) as process:
+    out, err = finish(process)
+  assert process.returncode == 0, err
+  assert f'from step {step} to step {STEPS}' in out
+  state, _ = result(tmp_path)
+  expected, _ = result(straight[0])
+  jax.tree.map(np.testing.assert_array_equal, state, expected)
+
+
+@pytest.mark.parametrize(
+  ('args', 'message'),
+  [
+    (
+      ['--config.optimizer.lrr=1'],
+      "Error: --config.optimizer.lrr=1: the config has no field 'lrr' (did "
+      "you mean 'lr'?); configs/common.py lists all fields.\n",
+    ),
+    (
+      ['--config.optimzer.lr=1'],
+      "the config has no field 'optimzer' (did you mean 'optimizer'?)",
+    ),
+    (['--config.zzz=1'], "the config has no field 'zzz'; configs/common.py"),
+    (['--config.optimizer.lr=fast'], '--config.optimizer.lr=fast: could not'),
+    (['stray'], "'stray' is not a flag"),
+    (['--confg=1'], "Unknown command line flag 'confg'. Did you mean: config"),
+    (
+      ['--config=nope.py'],
+      'Error: --config=nope.py: no such file; try configs/digits.py.',
+    ),
+    (['--config.seed=-1'], 'Error: config.seed=-1 is negative; use 0 or more.'),
+  ],
+)
+def test_mistakes_end_in_one_line(tmp_path, args, message):
+  with start(
+    '--config=configs/digits.py', f'--workdir={tmp_path}/run', *args
+  ) as process:
+    out, err = finish(process)
+  assert process.returncode != 0
+  assert message in out + err
+  assert 'Traceback' not in err
+  assert not (tmp_path / 'run').exists()
+
+
+def test_help_is_about_this_program():
+  with start('--help') as process:
+    out, _ = finish(process)
+  assert 'Every field of the config is a flag' in out
+  assert '--workdir: Folder of the run' in out
