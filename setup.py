@@ -12,7 +12,6 @@ setuptools.setup(
   description='The home of Vision Transformer research on JAX.',
   long_description=open('README.md', encoding='utf-8').read(),
   long_description_content_type='text/markdown',
-  license='Apache-2.0',
   packages=setuptools.find_packages(
     include=['vit_jax', 'vit_jax.*', 'configs']
   ),

@@ -24,22 +24,22 @@ def test_call_checks_the_arguments():
   assert call(size=3) == (0, 3, 'red')
   with pytest.raises(
     ValueError,
-    match=r"config.part.colour is not a field .*did you mean 'color'\?\); "
-    'it takes size, color',
+    match=r"config.part.colour is not a field \(did you mean 'color'\?\); "
+    'config.part has size, color.',
   ):
     call(size=3, colour='blue')
-  with pytest.raises(ValueError, match='config.part lacks size'):
+  with pytest.raises(ValueError, match='config.part lacks size.'):
     call(color='blue')
   with pytest.raises(ValueError, match=r'config.part.context is not a field'):
     call(size=1, context=2)
 
 
 def test_check_fields_names_the_nearest():
-  names.check_fields({'seed': 0, 'train': 1}, ['seed', 'train'], 'config')
+  names.check_fields({'seed': 0, 'train': 1}, 'config', ['seed', 'train'])
   with pytest.raises(ValueError, match='config lacks train.'):
-    names.check_fields({'seed': 0}, ['seed', 'train'], 'config')
+    names.check_fields({'seed': 0}, 'config', ['seed', 'train'])
   with pytest.raises(ValueError, match="config.trian .*mean 'train'"):
-    names.check_fields({'trian': 0}, ['seed', 'train'], 'config')
+    names.check_fields({'trian': 0}, 'config', ['seed', 'train'])
 
 
 def test_mask_matches_whole_names():

@@ -44,40 +44,32 @@ def call(function, section, field, /, **context):
     ValueError: if a field is no argument of the function (with the nearest
       match), or an argument without default is missing.
   """
-  parameters = inspect.signature(function).parameters
-  allowed = {
-    name: parameter
-    for name, parameter in parameters.items()
-    if name not in context and parameter.kind != parameter.VAR_KEYWORD
-  }
-  open_ended = any(p.kind == p.VAR_KEYWORD for p in parameters.values())
-  for name in section:
-    if name not in allowed and not open_ended:
-      raise ValueError(
-        f'{field}.{name} is not a field of {function.__name__}'
-        f'{_did_you_mean(name, allowed)}; it takes {", ".join(allowed)}.'
-      )
-  missing = [
-    name
-    for name, parameter in allowed.items()
-    if parameter.default is parameter.empty and name not in section
-  ]
-  if missing:
-    raise ValueError(
-      f'{field} lacks {", ".join(missing)}, which {function.__name__} needs.'
-    )
+  required, optional = [], []
+  for name, parameter in inspect.signature(function).parameters.items():
+    if name not in context:
+      has_default = parameter.default is not parameter.empty
+      (optional if has_default else required).append(name)
+  check_fields(section, field, required, optional)
   return function(**context, **section)
 
 
-def check_fields(section, fields, field):
-  """Raises ValueError unless the keys of `section` are exactly `fields`."""
+def check_fields(section, field, required, optional=()):
+  """Raises ValueError on a field that is unknown, or required and missing.
+
+  Args:
+    section: mapping of config fields.
+    field: the section's name, such as 'config.optimizer'.
+    required: names that have to be there.
+    optional: names that may be there.
+  """
+  fields = [*required, *optional]
   for name in section:
     if name not in fields:
       raise ValueError(
         f'{field}.{name} is not a field{_did_you_mean(name, fields)}; '
         f'{field} has {", ".join(fields)}.'
       )
-  missing = [name for name in fields if name not in section]
+  missing = [name for name in required if name not in section]
   if missing:
     raise ValueError(f'{field} lacks {", ".join(missing)}.')
 

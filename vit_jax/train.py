@@ -186,7 +186,7 @@ def train(config, workdir):
     FloatingPointError: if a metric becomes nan or infinite.
   """
   config = config.copy_and_resolve_references()
-  names.check_fields(config, FIELDS, 'config')
+  names.check_fields(config, 'config', FIELDS)
   if config.log_every < 1:
     raise ValueError(f'config.log_every={config.log_every} is not at least 1.')
 

@@ -184,4 +184,5 @@ def _records(read, spec, count):
 
   # Two at a time: one is read while the other is used up.
   chunks = tf.data.Dataset.range(0, count, _CHUNK)
-  return chunks.map(read_chunk, 2, deterministic=True).unbatch()
+  chunks = chunks.map(read_chunk, 2, deterministic=True)
+  return chunks.flat_map(tf.data.Dataset.from_tensor_slices)

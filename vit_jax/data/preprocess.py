@@ -231,4 +231,5 @@ def _resize(image, size):
 
 
 def _to_uint8(image):
-  return tf.cast(tf.clip_by_value(tf.round(image), 0, 255), tf.uint8)
+  # Bilinear resizing does not leave [0, 255]; the cast truncates.
+  return tf.cast(image + 0.5, tf.uint8)
