@@ -6,6 +6,14 @@ and jax 0.11 and 0.12 on Python 3.12.
 
 import setuptools
 
+# TFDS data sets in array_record format. tensorflow-datasets imports
+# importlib_resources without declaring it.
+DATA = [
+  'array_record>=0.8.1,<0.9',
+  'importlib_resources>=6,<8',
+  'tensorflow-datasets>=4.9.9,<4.10',
+]
+
 setuptools.setup(
   name='vit_jax',
   version='0.1.0',
@@ -17,39 +25,27 @@ setuptools.setup(
   ),
   python_requires='>=3.11',
   install_requires=[
-    'absl-py>=2.1,<3',
+    'absl-py>=2.2,<3',
     'chex>=0.1.90,<0.2',
     'clu>=0.0.12,<0.1',
-    'etils[epath]>=1.9,<2',
-    'flax>=0.12,<0.13',
+    'etils[epath]>=1.12,<2',
+    'flax>=0.12.6,<0.13',
     'jax>=0.10,<0.13',
     'ml-collections>=1.1,<2',
-    'numpy>=2,<3',
-    'optax>=0.2.6,<0.3',
+    'numpy>=2.1,<3',
+    'optax>=0.2.7,<0.3',
     'orbax-checkpoint>=0.12,<0.13',
-    'scikit-learn>=1.5,<2',  # its bundled digits are the default data set
-    'tensorboard>=2.18,<3',  # clu writes with it, tensorflow dropped it
-    'tensorflow>=2.18,<2.22',  # tf.data only
+    'scikit-learn>=1.6,<2',  # its bundled digits are the default data set
+    'tensorboard>=2.20,<3',  # clu writes with it, tensorflow dropped it
+    'tensorflow>=2.20,<2.22',  # tf.data only
   ],
   extras_require={
     # The accelerator's plugin, in the version that the installed jax pins.
     'tpu': ['jax[tpu]>=0.10,<0.13'],
     'cuda': ['jax[cuda12]>=0.10,<0.13'],
-    # TFDS data sets in array_record format. tensorflow-datasets imports
-    # importlib_resources without declaring it.
-    'data': [
-      'array_record>=0.8,<0.9; platform_system != "Windows"',
-      'importlib_resources>=6,<8',
-      'tensorflow-datasets>=4.9.9,<4.10',
-    ],
+    'data': DATA,
     'convert': ['safetensors>=0.5,<1'],
     'notebook': ['jupyterlab>=4,<5', 'matplotlib>=3.9,<4'],
-    'test': [
-      'array_record>=0.8,<0.9; platform_system != "Windows"',
-      'importlib_resources>=6,<8',
-      'tensorflow-datasets>=4.9.9,<4.10',
-      'pytest>=8.3,<10',
-      'ruff>=0.12,<0.18',
-    ],
+    'test': [*DATA, 'pytest>=8.3,<10', 'ruff>=0.12,<0.18'],
   },
 )

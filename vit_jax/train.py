@@ -72,7 +72,8 @@ def init_state(objective, tx, image_shape, rng, ema_decay=0.0):
     step=jnp.zeros((), jnp.int32),
     params=params,
     opt_state=tx.init(params),
-    average=params if ema_decay else None,
+    # A copy: the step donates both, and a buffer can be given away once.
+    average=jax.tree.map(jnp.copy, params) if ema_decay else None,
   )
 
 
