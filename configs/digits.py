@@ -16,16 +16,17 @@ def get_config():
   c.model.variant = 'Ti/4'  # 2 x 2 patches of 4 x 4 pixels
   c.model.num_classes = 10
   c.model.hidden_size = 128
-  c.model.depth = 4
+  c.model.depth = 3
   c.model.mlp_dim = 512
   c.model.num_heads = 4
   c.model.dtype = 'float32'
+  c.model.unroll = 3
   c.train.dataset = 'digits'
   c.train.batch_size = 128
   c.train.preprocess = 'random_crop(8, padding=1)'
   c.optimizer.lr = 2e-3
   c.optimizer.warmup_steps = 100
-  c.optimizer.weight_decay = 0.1
+  c.optimizer.weight_decay = 1.0
   c.optimizer.clip_norm = 1.0
   c.checkpoint.every = 200
   c.evals.test = common.classification(

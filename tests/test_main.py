@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
-STEPS = 400
+STEPS = 240
 TINY_RUN = [
   '--config=configs/digits.py',
   '--config.total_epochs=None',

@@ -129,7 +129,7 @@ class Manager:
 
   def due(self, step, total_steps):
     """Returns whether to save after update `step`; always after the last."""
-    return step == total_steps or step % self._every == 0 or self.preempted
+    return step == total_steps or step % self._every == 0
 
   @property
   def preempted(self):

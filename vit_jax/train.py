@@ -250,14 +250,15 @@ def train(config, workdir):
         if step == first_step + 1:
           jax.block_until_ready(state)
           writer.start_clock(step)
-        save = checkpoints.due(step, total_steps)
+        stop = checkpoints.preempted  # asked once: it may change at any time
+        save = stop or checkpoints.due(step, total_steps)
         # A state is only saved after its metrics were found finite.
         if save or step % config.log_every == 0:
           stats = stats | {'learning_rate': learning_rate(step - 1)}
           writer.scalars(step, 'train', stats)
         if save:
           checkpoints.save(step, state)
-        if checkpoints.preempted:
+        if stop:
           checkpoints.stop(step)
         _evaluate(evals, state, step, total_steps, writer)
       checkpoints.wait()

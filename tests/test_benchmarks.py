@@ -1,0 +1,65 @@
+"""The benchmarks run, and their JSON lines have what is promised."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def run(name, *flags):
+  """Returns the JSON line of a benchmark, run with the least of work."""
+  env = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
+  result = subprocess.run(
+    [sys.executable, '-m', f'benchmarks.{name}', *flags],
+    cwd=ROOT,
+    env=env | {'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert result.returncode == 0, result.stderr
+  (line,) = result.stdout.splitlines()
+  return json.loads(line)
+
+
+def test_train_step():
+  result = run(
+    'train_step',
+    '--variant=Ti/16',
+    '--image_size=16',
+    '--batch_size=1',
+    '--steps=1',
+    '--log_every=1',
+    '--repeats=2',
+  )
+  assert result['model'] == 'ViT-Ti/16'
+  assert result['devices'] == 1
+  assert result['mfu'] is None  # a CPU's peak is not known
+  for name in (
+    'images_per_second',
+    'model_flops_per_second',
+    'peak_memory_bytes',
+    'compile_seconds',
+  ):
+    assert result[name] > 0
+  # 2 tokens through 5.4M parameters, 3 times 2 FLOPs each, and the rest.
+  flops = result['model_flops_per_second'] / result['images_per_second']
+  assert 60e6 < flops < 80e6
+  assert result['loop_overhead'] > -1
+  assert result['loop_overhead_with_input'] > -1
+
+
+def test_input_pipeline():
+  result = run(
+    'input_pipeline',
+    '--batch_size=4',
+    '--repeats=1',
+    '--batches=1',
+    '--num_jpegs=8',
+  )
+  assert 50_000 < result['mean_jpeg_bytes'] < 200_000
+  assert result['images_per_second'] > 0
+  assert result['ratio'] > 0
