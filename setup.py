@@ -11,7 +11,7 @@ import setuptools
 DATA = [
   'array_record>=0.8.1,<0.9',
   'importlib_resources>=6,<8',
-  'tensorflow-datasets>=4.9.9,<4.10',
+  'tensorflow-datasets>=4.9.10,<4.10',
 ]
 
 setuptools.setup(
@@ -29,11 +29,11 @@ setuptools.setup(
     'chex>=0.1.90,<0.2',
     'clu>=0.0.12,<0.1',
     'etils[epath]>=1.12,<2',
-    'flax>=0.12.6,<0.13',
+    'flax>=0.12.8,<0.13',
     'jax>=0.10,<0.13',
     'ml-collections>=1.1,<2',
     'numpy>=2.1,<3',
-    'optax>=0.2.7,<0.3',
+    'optax>=0.2.8,<0.3',
     'orbax-checkpoint>=0.12,<0.13',
     'scikit-learn>=1.6,<2',  # its bundled digits are the default data set
     'tensorboard>=2.20,<3',  # clu writes with it, tensorflow dropped it
