@@ -6,6 +6,7 @@
 
 import json
 import math
+import shutil
 import sys
 import time
 
@@ -137,6 +138,7 @@ class _Terminal:
     if not self._refreshes:
       print(text, flush=True)
       return
+    text = text[: shutil.get_terminal_size().columns - 1]
     print('\r' + text.ljust(self._width), end='', flush=True)
     self._width = len(text)
 

@@ -244,6 +244,8 @@ def train(config, workdir):
       writer.say(_headline(model, state, mesh, data, total_steps))
       if first_step == total_steps:  # a finished run is evaluated again
         _evaluate(evals, state, first_step, total_steps, writer)
+      else:
+        writer.say('Compiling the train step ...')
       batches = data.batches(first_step)
       for step in range(first_step + 1, total_steps + 1):
         state, stats = train_step(state, next(batches), rng)
