@@ -1,7 +1,8 @@
 """Installs vit_jax: `pip install -e .` gives a working trainer.
 
-Every range below was resolved and tested as a whole: jax 0.10 on Python 3.11,
-and jax 0.11 and 0.12 on Python 3.12.
+On Python 3.11 the tests pass with the lowest versions below (jax 0.10.0) and
+with the newest (jax 0.10.2). On Python 3.12 the ranges resolve, to jax 0.11 and
+0.12.
 """
 
 import setuptools

@@ -4,7 +4,7 @@
   python -m vit_jax.main --config=configs/vit_i1k.py:L/16
 
 300 epochs. Fine-tuned at 384 pixels: B/16 77.91%, B/32 73.38%, L/16 76.53%,
-L/32 71.16%; about 75% before that for B/16.
+L/32 71.16%.
 """
 
 from configs import common

@@ -101,7 +101,7 @@ def test_every_module_has_its_test():
 def test_files_and_functions_stay_small():
   for path in FILES:
     source = path.read_text()
-    assert source.count('\n') <= 310, path
+    assert source.count('\n') <= 300, path
     for node in ast.walk(ast.parse(source)):
       if isinstance(node, ast.FunctionDef) and node.name != 'train':
         body = node.body[bool(ast.get_docstring(node)) :]

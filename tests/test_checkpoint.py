@@ -50,8 +50,13 @@ def test_due(tmp_path):
   assert due == [3, 6, 8]
 
 
+def save_one(workdir):
+  with manager(workdir) as checkpoints:
+    checkpoints.save(1, STATE)
+
+
 def test_another_configs_run_is_left_alone(tmp_path):
-  manager(tmp_path)
+  save_one(tmp_path)
   before = (tmp_path / 'config.json').read_text()
   other = CONFIG | {'seed': 1, 'model': {'name': 'vit', 'width': 3}}
   with pytest.raises(ValueError) as error:
@@ -65,9 +70,40 @@ def test_another_configs_run_is_left_alone(tmp_path):
   )
   assert (tmp_path / 'config.json').read_text() == before
 
+  # Without the file, the checkpoint's own copy says whose run it is.
+  (tmp_path / 'config.json').unlink()
+  with pytest.raises(ValueError, match='config.seed: 0 there, 1 now'):
+    manager(tmp_path, other)
+
+
+def test_a_config_that_saved_nothing_may_be_corrected(tmp_path):
+  manager(tmp_path)
+  manager(tmp_path, CONFIG | {'seed': 1})
+  assert json.loads((tmp_path / 'config.json').read_text())['seed'] == 1
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path, make_mesh):
+  save_one(tmp_path)
+  for path in (tmp_path / 'checkpoints' / '1' / 'state').glob('**/*'):
+    if path.is_file():
+      path.write_bytes(path.read_bytes()[:10])
+  with (
+    pytest.raises(ValueError, match=r'checkpoints/1 cannot be restored .*move'),
+    manager(tmp_path) as checkpoints,
+  ):
+    checkpoints.restore_latest(sharding.layout(SHAPES, make_mesh(1)))
+
+
+def test_a_damaged_config_is_named(tmp_path):
+  save_one(tmp_path)
+  (tmp_path / 'config.json').write_text('{"seed": ')
+  with pytest.raises(ValueError, match=r'config.json is damaged \(.*another'):
+    manager(tmp_path)
+  assert (tmp_path / 'config.json').read_text() == '{"seed": '
+
 
 def test_where_and_how_a_run_goes_on_may_change(tmp_path):
-  manager(tmp_path)
+  save_one(tmp_path)
   changed = CONFIG | {
     'log_every': 1,
     'sharding': {'params': 'fsdp'},
@@ -135,7 +171,7 @@ def test_signals_ask_to_stop(tmp_path, name, capfd):
     with pytest.raises(checkpoint.Preempted, match=f'{name} after step 1.'):
       checkpoints.stop(1)
   assert (tmp_path / 'checkpoints' / '1').is_dir()
-  assert f'{name}: finishing this step' in capfd.readouterr().err
+  assert f'{name}: saving after the step' in capfd.readouterr().err
 
 
 @pytest.mark.parametrize('kwargs', [dict(every=0), dict(keep=0)])

@@ -76,7 +76,7 @@ def test_sections_are_arguments_of_their_functions(name, argument):
     row = dict(row)
     build = evaluators.EVALUATORS[row.pop('kind')]
     row.pop('every')
-    binds(build, row, predict=None, mesh=None, field='')
+    binds(build, row, predict=None, params=None, mesh=None, field='')
 
 
 @pytest.mark.parametrize('name', RECIPES)

@@ -125,7 +125,7 @@ def test_a_run_ends_with_the_accuracy_and_what_to_do_next(straight):
   accuracy = metrics(workdir)[-1]['test/accuracy']
   assert f'Done after {STEPS} steps. test accuracy {accuracy:.2%}' in out
   assert f'Everything is in {workdir}' in out
-  assert f'tensorboard --logdir={workdir}' in out
+  assert f'/tensorboard --logdir={workdir}' in out
   assert 'python -m vit_jax.main --config=configs/digits.py' in out
 
 
@@ -184,6 +184,11 @@ def test_stopped_runs_end_as_if_they_had_not_been(straight, tmp_path):
       ['--config=nope.py'],
       'Error: --config=nope.py: no such file; try configs/digits.py.',
     ),
+    (
+      ['--config=configs/vit_b_jft.py:B/8'],
+      "The recipe has no 'B/8'; choose one of B/16, B/32.",
+    ),
+    (['--config=README.md'], 'Error: --config is no recipe that can be loaded'),
     (['--config.seed=-1'], 'Error: config.seed=-1 is negative; use 0 or more.'),
   ],
 )

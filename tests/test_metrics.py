@@ -50,15 +50,25 @@ def test_a_resumed_run_drops_what_is_done_again(tmp_path):
   with writer(tmp_path) as w:
     for step in (1, 2, 3):
       w.scalars(step, 'train', {'loss': 0.0})
+      w.scalars(step, 'test', {'loss': 0.5})
   with (tmp_path / 'metrics.jsonl').open('a') as file:
-    file.write('{"step": 2, "train/lo')  # killed while it wrote
+    file.write('null\n[1]\n{"step": 2, "train/lo')  # killed while it wrote
   with writer(tmp_path, first_step=2) as w:
     w.scalars(3, 'train', {'loss': 1.0})
-  assert [(x['step'], x['train/loss']) for x in lines(tmp_path)] == [
+  # The evaluation at step 2 is the resumed run's to do.
+  assert [(x['step'], x.get('train/loss')) for x in lines(tmp_path)] == [
     (1, 0.0),
+    (1, None),
     (2, 0.0),
     (3, 1.0),
   ]
+
+
+def test_a_line_that_lost_its_end_does_not_spoil_the_next(tmp_path):
+  (tmp_path / 'metrics.jsonl').write_text('{"step": 1, "train/loss": 2.0}')
+  with writer(tmp_path, first_step=1) as w:
+    w.scalars(2, 'train', {'loss': 1.0})
+  assert [x['train/loss'] for x in lines(tmp_path)] == [2.0, 1.0]
 
 
 @pytest.mark.parametrize('value', [np.nan, np.inf])

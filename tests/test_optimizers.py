@@ -75,6 +75,8 @@ def test_learning_rate_warms_up_and_decays(decay, expected):
     (dict(name='adm'), r"optimizer.name='adm'.*mean 'adam'.* adam, sgd"),
     (dict(decay='cos'), 'choose one of constant, cosine, linear'),
     (dict(warmup_steps=10), 'warmup_steps=10 leaves nothing of total_steps=10'),
+    (dict(lr=-1.0), 'config.optimizer.lr=-1.0 is not a number of 0 or more'),
+    (dict(weight_decay=None), 'weight_decay=None is not a number'),
     (dict(clip_norm=0.0), 'clip_norm=0.0 is not positive; use inf'),
   ],
 )

@@ -65,6 +65,12 @@ def test_table_explains_axes_that_do_not_fit(make_mesh, axes):
     specs(make_mesh(8), [('mlp_in/kernel', axes)])
 
 
+@pytest.mark.parametrize('table', [[('a',)], [('(', ())], 3])
+def test_what_is_no_table_is_explained(make_mesh, table):
+  with pytest.raises(ValueError, match='is no table .* rows of .regex, axes'):
+    specs(make_mesh(8), table)
+
+
 def test_unknown_layout_is_explained(make_mesh):
   with pytest.raises(ValueError, match="mean 'fsdp'.* fsdp, replicate"):
     specs(make_mesh(8), 'fdsp')
@@ -78,6 +84,8 @@ def test_batch_size_has_to_divide(make_mesh):
     'config.train.batch_size=100 does not divide over 8 devices; '
     'use a multiple of 8.'
   )
+  with pytest.raises(ValueError, match=r'batch_size=16.0 does not divide'):
+    sharding.check_batch_size(16.0, make_mesh(8), 'config.train.batch_size')
   with pytest.raises(ValueError, match='2 accumulation steps; .* of 16'):
     sharding.check_batch_size(8, make_mesh(8), 'config.train.batch_size', 2)
 

@@ -1,4 +1,7 @@
 import json
+import os
+import re
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +9,16 @@ import numpy as np
 import optax
 import pytest
 
-from vit_jax import models, objectives, optimizers, sharding, train
+from vit_jax import (
+  checkpoint,
+  metrics,
+  models,
+  objectives,
+  optimizers,
+  sharding,
+  train,
+)
+from vit_jax.data import datasets, pipeline, sources
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 3), np.uint8)
 BATCH = {'image': IMAGES, 'label': np.arange(16, dtype=np.int32) % 10}
@@ -152,6 +164,10 @@ def test_resolve_steps(steps, epochs, expected):
 def test_resolve_steps_wants_exactly_one(steps, epochs):
   with pytest.raises(ValueError, match=r'config.total_steps=.*set exactly one'):
     train.resolve_steps(steps, epochs, 1000, 100)
+  with pytest.raises(
+    ValueError, match='total_epochs=0.05 of 1000 .* least 0.1'
+  ):
+    train.resolve_steps(None, 0.05, 1000, 100)
 
 
 @pytest.mark.parametrize(
@@ -164,6 +180,19 @@ def test_resolve_steps_wants_exactly_one(steps, epochs):
 def test_step_mistakes_are_explained(kwargs, message):
   with pytest.raises(ValueError, match=message):
     train.make_train_step(*parts(), **kwargs)
+
+
+def test_a_split_without_examples_is_explained(tiny_config, monkeypatch):
+  nothing = sources.ArraySource(
+    {'image': np.zeros((0, 8, 8, 3), np.uint8), 'label': np.zeros(0, np.int32)}
+  )
+  row = datasets.Dataset(10, lambda split: nothing)
+  monkeypatch.setitem(datasets.DATASETS, 'empty', row)
+  tiny_config.train.dataset = 'empty'
+  with pytest.raises(
+    ValueError, match="config.train.split='train' has no exam"
+  ):
+    train.train(tiny_config, 'unused')
 
 
 def read_metrics(workdir):
@@ -191,7 +220,62 @@ def test_train_from_python(tiny_config, tmp_path, capsys):
   # Run again, a finished run is evaluated again, to the same numbers.
   again = train.train(tiny_config, tmp_path)
   jax.tree.map(np.testing.assert_array_equal, again, state)
-  assert read_metrics(tmp_path)[-1] == lines[4]
+  assert read_metrics(tmp_path) == lines
+
+
+def test_a_signal_between_two_questions_is_saved_for(
+  tiny_config, tmp_path, monkeypatch
+):
+  tiny_config.total_steps = 9
+  scalars = metrics.Writer.scalars
+
+  def interrupt(self, step, section, values):
+    scalars(self, step, section, values)
+    if step == 2:  # after the loop has asked whether to save this step
+      os.kill(os.getpid(), signal.SIGTERM)
+
+  monkeypatch.setattr(metrics.Writer, 'scalars', interrupt)
+  with pytest.raises(checkpoint.Preempted, match='SIGTERM after step 3'):
+    train.train(tiny_config, tmp_path)
+  assert [p.name for p in (tmp_path / 'checkpoints').iterdir()] == ['3']
+
+
+def test_an_evaluation_that_was_interrupted_is_done_again(
+  tiny_config, tmp_path, monkeypatch
+):
+  tiny_config.evals.test.every = 2
+  tiny_config.checkpoint.every = 2
+  with monkeypatch.context() as patch:
+
+    def die(*args, **kwargs):
+      raise KeyboardInterrupt
+
+    patch.setattr(pipeline.EvalData, 'batches', die)
+    with pytest.raises(KeyboardInterrupt):
+      train.train(tiny_config, tmp_path)
+  train.train(tiny_config, tmp_path)
+  names = [(x['step'], *sorted(x)[-1:]) for x in read_metrics(tmp_path)]
+  assert names == [
+    (1, 'train/update_norm'),
+    (2, 'train/update_norm'),
+    (2, 'test/loss'),
+    (3, 'train/update_norm'),
+    (4, 'train/update_norm'),
+    (4, 'test/loss'),
+  ]
+
+
+def test_activations_are_constrained_to_the_batch_axis(make_mesh):
+  objective, tx = parts()
+  state = jax.eval_shape(
+    lambda: train.init_state(objective, tx, (8, 8, 3), jax.random.key(0))
+  )
+  step = jax.jit(train.make_train_step(objective, tx))
+  with sharding.activations(make_mesh(8)):
+    text = step.lower(state, BATCH, jax.random.key(0)).as_text()
+  constraints = re.findall(r'sharding_constraint .*', text)
+  assert len(constraints) >= 4  # stem, blocks, logits, and their gradients
+  assert all('{"data"}' in line for line in constraints), constraints
 
 
 def test_zero_steps_just_evaluate(tiny_config, tmp_path):
@@ -243,6 +327,11 @@ def test_training_stops_on_nan(tiny_config, tmp_path, monkeypatch):
     ({'mesh.data': 3}, r'config.mesh: data=3 times model=1 is not'),
     ({'sharding.params': 'x'}, "config.sharding.params='x' is unknown"),
     ({'checkpoint.keep': 0}, 'config.checkpoint.keep=0 is not at least 1'),
+    (
+      {'evals.test.preprocess': 'resize(6)'},
+      'config.evals.test: Images of 6x6',
+    ),
+    ({'train.preprocess': 'central_crop(12)'}, 'config.train.preprocess: An'),
     ({'log_every': 0}, 'config.log_every=0 is not at least 1'),
   ],
 )

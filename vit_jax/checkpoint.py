@@ -21,7 +21,7 @@ from etils import epath
 # not what it computes.
 _MAY_CHANGE = (
   r'log_every|(checkpoint|evals|mesh|sharding)(\..*)?'
-  r'|model\.(unroll|remat)|step\.accum_steps'
+  r'|model\.(unroll|remat)'
 )
 
 
@@ -77,8 +77,12 @@ class Manager:
     """Checks the folder, and only then makes it and writes the config."""
     path = self.workdir / 'config.json'
     try:
-      if path.exists():
-        _check_same(json.loads(path.read_text()), self._config, self.workdir)
+      # Until there is a checkpoint, nothing is lost by another config.
+      steps = _saved_steps(self._directory)
+      if steps:
+        copy = self._directory / str(max(steps)) / 'config' / 'metadata'
+        old = _read_config(path if path.exists() else copy)
+        _check_same(old, self._config, self.workdir)
       _check_space(self._directory, self._shapes, keep)
       self._directory.mkdir(parents=True, exist_ok=True)
       if jax.process_index() == 0:
@@ -122,10 +126,15 @@ class Manager:
       self._shapes,
       layout,
     )
-    restored = self._manager.restore(
-      step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
-    )
-    return restored.state
+    args = ocp.args.Composite(state=ocp.args.StandardRestore(target))
+    try:
+      return self._manager.restore(step, args=args).state
+    except Exception as error:
+      raise ValueError(
+        f'{self._directory / str(step)} cannot be restored '
+        f'({type(error).__name__}: {error}); move it away to continue from the '
+        'checkpoint before it.'
+      ) from error
 
   def due(self, step, total_steps):
     """Returns whether to save after update `step`; always after the last."""
@@ -169,22 +178,40 @@ class Manager:
       last = 'none was saved before' if step is None else f'step {step} is safe'
       raise OSError(
         f'A checkpoint could not be written to {self._directory} ({last}): '
-        f'{error}. Free some space or mend the disk; the same command then '
-        'continues from the last checkpoint.'
+        f'{error}. If the disk is full or broken, mend that; the same command '
+        'then continues from the last checkpoint.'
       ) from error
 
   def _on_signal(self, number, frame):
     del frame
     self._signal = signal.Signals(number).name
-    os.write(
-      2, f'\n{self._signal}: finishing this step, then saving.\n'.encode()
+    text = (
+      f'\n{self._signal}: saving after the step that runs or compiles now.\n'
     )
+    os.write(2, text.encode())
     self._restore_handlers()
 
   def _restore_handlers(self):
     for number, handler in self._old_handlers.items():
       signal.signal(number, handler)
     self._old_handlers = {}
+
+
+def _saved_steps(directory):
+  """Returns the steps of the complete checkpoints."""
+  if not directory.exists():
+    return []
+  return [int(p.name) for p in directory.iterdir() if p.name.isdecimal()]
+
+
+def _read_config(path):
+  try:
+    return json.loads(path.read_text())
+  except ValueError as error:
+    raise ValueError(
+      f'{path} is damaged ({error}); restore it, or use another --workdir. '
+      'Each folder of checkpoints/ holds a copy: STEP/config/metadata.'
+    ) from None
 
 
 def _check_same(old, new, workdir):
@@ -224,9 +251,8 @@ def _check_space(directory, shapes, keep):
     math.prod(leaf.shape) * leaf.dtype.itemsize
     for leaf in jax.tree.leaves(shapes)
   )
-  saved = [p for p in existing.iterdir() if p.name.isdecimal()]
   # The next one is complete before the oldest is removed.
-  missing = keep + 1 - (len(saved) if existing == directory else 0)
+  missing = keep + 1 - len(_saved_steps(directory))
   total, _, free = shutil.disk_usage(existing)
   if free < size * missing and total:  # /proc and its like have no size
     raise ValueError(

@@ -42,7 +42,7 @@ def main(argv):
   path = pathlib.Path(config_file.partition(':')[0])
   if not path.is_file():
     sys.exit(f'Error: --config={path}: no such file; try configs/digits.py.')
-  workdir = _WORKDIR.value or os.path.join('runs', path.stem)
+  workdir = (_WORKDIR.value or f'runs/{path.stem}').rstrip('/')
   try:
     train.train(_CONFIG.value, workdir)
   except checkpoint.Preempted as message:
@@ -52,9 +52,11 @@ def main(argv):
     if not _is_ours(error):
       raise
     sys.exit(f'Error: {error}')
+  # As they work in this shell, whether the environment is active or not.
+  python = os.path.relpath(sys.executable)
   print(
-    f'Next:\n  tensorboard --logdir={workdir}\n'
-    f'  python -m vit_jax.main --config={config_file} --workdir={workdir}-2 '
+    f'Next:\n  {os.path.dirname(python)}/tensorboard --logdir={workdir}\n'
+    f'  {python} -m vit_jax.main --config={config_file} --workdir={workdir}-2 '
     f'--config.optimizer.lr={_CONFIG.value.optimizer.lr / 2:g}'
   )
 
@@ -72,7 +74,17 @@ def _is_ours(error):
 def _parse_flags(argv):
   """Parses as absl does, and says in one line what is wrong with a config."""
   try:
-    return app.parse_flags_with_usage(argv)
+    return flags.FLAGS(argv)
+  except flags.Error as error:
+    # Of the stack of a recipe that fails to load, the last line is the error.
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    sys.exit(
+      f'Error: {lines[0]}\n{lines[-1].strip()}'
+      if lines[1:]
+      else f'Error: {lines[0]}'
+    )
+  except (SyntaxError, TypeError) as error:
+    sys.exit(f'Error: --config is no recipe that can be loaded: {error}')
   except (AttributeError, KeyError) as error:
     text = error
     while isinstance(text, Exception):  # ml_collections nests them

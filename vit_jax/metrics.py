@@ -23,8 +23,9 @@ class Writer:
       workdir: the run's folder, an `epath.Path`.
       batch_size: B, for images per second.
       total_steps: number of updates of the whole run.
-      first_step: number of updates done so far. What the files say of later
-        ones is dropped, for they are done again.
+      first_step: number of updates done so far. What metrics.jsonl says of
+        later ones, and of evaluations at that step, is dropped: it is done
+        again.
     """
     self._batch_size, self._total_steps = batch_size, total_steps
     self._latest = {}  # section -> its last scalars
@@ -35,7 +36,7 @@ class Writer:
     if not self._is_writer:
       return
     self._path = workdir / 'metrics.jsonl'
-    _drop_after(self._path, first_step)
+    _drop_what_is_redone(self._path, first_step)
     self._file = self._path.open('a')
     # clu and TensorFlow are slow to import, and only this needs them.
     from clu.metric_writers import AsyncWriter, SummaryWriter
@@ -79,7 +80,7 @@ class Writer:
         f'At step {step:,} {", ".join(bad)}; all metrics were finite at step '
         f'{self._finite_step:,}. Lower config.optimizer.lr, lengthen '
         'config.optimizer.warmup_steps, or set config.optimizer.clip_norm=1.0. '
-        'The last checkpoint is from before.'
+        'Checkpoints that were saved so far are kept.'
       )
     now = time.perf_counter()
     if section == 'train':
@@ -168,20 +169,24 @@ def _in_words(values):
   )
 
 
-def _drop_after(path, step):
-  """Rewrites a metrics file without half-written lines and later steps."""
+def _drop_what_is_redone(path, first_step):
+  """Rewrites a metrics file up to what a run does after `first_step`."""
   if not path.exists():
     return
-  lines = path.read_text().splitlines()
-  kept = [line for line in lines if _step_of(line) <= step]
-  if len(kept) < len(lines):
+  text = path.read_text()
+  kept = ''.join(
+    line + '\n' for line in text.splitlines() if _is_kept(line, first_step)
+  )
+  if kept != text:
     partial = path.with_name('metrics.jsonl.partial')
-    partial.write_text(''.join(line + '\n' for line in kept))
+    partial.write_text(kept)
     partial.replace(path)
 
 
-def _step_of(line):
+def _is_kept(line, first_step):
   try:
-    return json.loads(line)['step']
-  except ValueError:  # the process was killed while it wrote the line
-    return math.inf
+    values = json.loads(line)
+    step = values['step']
+  except (ValueError, TypeError, KeyError):  # killed while it wrote the line
+    return False
+  return step < first_step or (step == first_step and 'train/loss' in values)

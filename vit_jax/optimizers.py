@@ -45,6 +45,11 @@ def build(
       f'config.optimizer.warmup_steps={warmup_steps} leaves nothing of '
       f'total_steps={total_steps}; use less.'
     )
+  for field, value in dict(lr=lr, weight_decay=weight_decay).items():
+    if value is None or value < 0:
+      raise ValueError(
+        f'config.optimizer.{field}={value} is not a number of 0 or more.'
+      )
   if clip_norm is not None and clip_norm <= 0:
     raise ValueError(
       f'config.optimizer.clip_norm={clip_norm} is not positive; '

@@ -61,8 +61,9 @@ def layout(shapes, mesh, params='replicate'):
     params: 'replicate'; 'fsdp', which splits every large array over `data`
       along its largest dimension that divides; or a table of (regex, axes)
       where the first regex found in an array's name (like
-      'params/blocks/mlp_in/kernel') gives one mesh axis or None a dimension.
-      Arrays that no regex names are replicated.
+      'params/blocks/mlp_in/kernel', and 'opt_state/1/mu/blocks/mlp_in/kernel'
+      of the optimizer: leave the beginning open) gives one mesh axis or None a
+      dimension. Arrays that no regex names are replicated.
 
   Raises:
     ValueError: on an unknown layout, or axes that do not fit an array.
@@ -70,7 +71,13 @@ def layout(shapes, mesh, params='replicate'):
   if isinstance(params, str):
     rule = names.lookup(LAYOUTS, params, 'config.sharding.params')
   else:
-    table = [(pattern, tuple(axes)) for pattern, axes in params]
+    try:
+      table = [(re.compile(pattern), tuple(axes)) for pattern, axes in params]
+    except (ValueError, TypeError, re.error) as error:
+      raise ValueError(
+        f'config.sharding.params={params!r} is no table ({error}); give '
+        "rows of (regex, axes), such as ('mlp_in/kernel', (None, 'model'))."
+      ) from None
 
     def rule(name, shape, mesh):
       return _by_table(name, shape, mesh, table)
@@ -100,7 +107,7 @@ def _fsdp(name, shape, mesh):
 
 def _by_table(name, shape, mesh, table):
   for pattern, axes in table:
-    if not re.search(pattern, name):
+    if not pattern.search(name):
       continue
     fits = len(axes) <= len(shape) and all(
       axis is None or (axis in mesh.shape and size % mesh.shape[axis] == 0)
@@ -108,8 +115,8 @@ def _by_table(name, shape, mesh, table):
     )
     if not fits:
       raise ValueError(
-        f'config.sharding.params: {pattern!r} gives {name}, of shape {shape}, '
-        f'the axes {axes}; give at most {len(shape)} of None and '
+        f'config.sharding.params: {pattern.pattern!r} gives {name}, of shape '
+        f'{shape}, the axes {axes}; give at most {len(shape)} of None and '
         f'{dict(mesh.shape)}, each of which divides its dimension.'
       )
     return PartitionSpec(*axes)
@@ -132,10 +139,11 @@ def replicated(mesh):
 def check_batch_size(batch_size, mesh, field, num_parts=1):
   """Raises ValueError unless `num_parts` equal parts divide over `data`."""
   multiple = mesh.shape[BATCH_AXIS] * num_parts
-  if batch_size < 1 or batch_size % multiple:
+  is_number = isinstance(batch_size, int) and batch_size > 0
+  if not is_number or batch_size % multiple:
     parts = f' in {num_parts} accumulation steps' if num_parts > 1 else ''
     raise ValueError(
-      f'{field}={batch_size} does not divide over {mesh.shape[BATCH_AXIS]} '
+      f'{field}={batch_size!r} does not divide over {mesh.shape[BATCH_AXIS]} '
       f'devices{parts}; use a multiple of {multiple}.'
     )
 

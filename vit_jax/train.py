@@ -20,20 +20,9 @@ from vit_jax.data import pipeline
 
 # The config's fields; each section is the keyword arguments of one function.
 FIELDS = (
-  'seed',
-  'log_every',
-  'total_steps',
-  'total_epochs',
-  'model',
-  'objective',
-  'train',
-  'optimizer',
-  'step',
-  'mesh',
-  'sharding',
-  'checkpoint',
-  'evals',
-)
+  'seed', 'log_every', 'total_steps', 'total_epochs', 'model', 'objective',
+  'train', 'optimizer', 'step', 'mesh', 'sharding', 'checkpoint', 'evals',
+)  # fmt: skip
 
 
 class TrainState(NamedTuple):
@@ -149,7 +138,8 @@ def resolve_steps(total_steps, total_epochs, num_examples, batch_size):
     batch_size: B.
 
   Raises:
-    ValueError: if both or neither are given, or either is negative.
+    ValueError: if both or neither are given, or either is negative, or the
+      epochs are less than one step.
   """
   given = [x for x in (total_steps, total_epochs) if x is not None]
   if len(given) != 1 or not (
@@ -164,7 +154,15 @@ def resolve_steps(total_steps, total_epochs, num_examples, batch_size):
     )
   if total_steps is not None:
     return total_steps
-  return int(total_epochs * num_examples / batch_size)
+  # The smallest share keeps 0.57 * 100 from being 56.
+  steps = int(total_epochs * num_examples / batch_size + 1e-6)
+  if total_epochs and not steps:
+    raise ValueError(
+      f'config.total_epochs={total_epochs} of {num_examples} examples is less '
+      f'than one step of config.train.batch_size={batch_size}; use at least '
+      f'{batch_size / num_examples:.3g}, or 0 to only evaluate.'
+    )
+  return steps
 
 
 def train(config, workdir):
@@ -172,7 +170,7 @@ def train(config, workdir):
 
   The run continues by itself from the last checkpoint in `workdir`, and then
   ends as if it had never stopped, to the bit. With total_steps=0 it only
-  evaluates.
+  evaluates the initial state; a finished run is evaluated again.
 
   Args:
     config: ConfigDict with the fields of `configs/common.py`.
@@ -210,7 +208,6 @@ def train(config, workdir):
   )
   train_step = call(make_train_step, 'step', objective=objective, tx=tx)
   sharding.check_batch_size(B, mesh, 'config.train.batch_size', A)
-  evals = evaluators.build(objective.predict, mesh, config.evals)
 
   # Decide where every array lives before any array exists.
   def init(rng):
@@ -218,6 +215,8 @@ def train(config, workdir):
     return init_state(objective, tx, data.image_shape, rng, ema_decay)
 
   shapes = jax.eval_shape(init, rng)
+  # An average has the shapes of what it averages.
+  evals = evaluators.build(objective.predict, shapes.params, mesh, config.evals)
   layout = call(sharding.layout, 'sharding', shapes=shapes, mesh=mesh)
   train_step = jax.jit(
     train_step, donate_argnums=0, out_shardings=(layout, None)
@@ -242,9 +241,10 @@ def train(config, workdir):
       checkpoints.workdir, B, total_steps, first_step
     ) as writer:
       writer.say(_headline(model, state, mesh, data, total_steps))
-      if first_step == total_steps:  # a finished run is evaluated again
+      # The run may have been stopped before it did this.
+      if first_step or not total_steps:
         _evaluate(evals, state, first_step, total_steps, writer)
-      else:
+      if first_step < total_steps:
         writer.say('Compiling the train step ...')
       batches = data.batches(first_step)
       for step in range(first_step + 1, total_steps + 1):
@@ -264,7 +264,11 @@ def train(config, workdir):
           checkpoints.stop(step)
         _evaluate(evals, state, step, total_steps, writer)
       checkpoints.wait()
-      writer.say(_farewell(writer, checkpoints.workdir, int(state.step)))
+      writer.say(
+        f'Done after {total_steps:,} steps. {writer.results()}\n'
+        f'Everything is in {checkpoints.workdir}: checkpoints/, metrics.jsonl, '
+        'config.json, tensorboard/'
+      )
   return state
 
 
@@ -290,12 +294,4 @@ def _headline(model, state, mesh, data, total_steps):
   return (
     f'{type(model).__name__} of {count:,} parameters, {data.num_examples:,} '
     f'images, {start}to step {total_steps:,} on {mesh.size} x {device}.'
-  )
-
-
-def _farewell(writer, workdir, step):
-  return (
-    f'Done after {step:,} steps. {writer.results()}\n'
-    f'Everything is in {workdir}: checkpoints/, metrics.jsonl, config.json, '
-    'tensorboard/'
   )

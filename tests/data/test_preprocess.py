@@ -116,6 +116,7 @@ def test_the_seed_decides():
     ('resize(open("x"))', 'is not an op'),
     ('resize()', "'resize\\(\\)': resize\\(\\) missing 1 required"),
     ('resize(8, zoom=2)', "unexpected keyword argument 'zoom'"),
+    ('inception_crop(8, area_min=2)', 'areas 2 to 1.0 are not an interval'),
     ('resize(0)', 'size=0 is not a positive number of pixels'),
     ('resize("a")', "size='a' is not a positive number of pixels"),
   ],
@@ -126,5 +127,7 @@ def test_mistakes_are_explained(recipe, message):
 
 
 def test_a_crop_larger_than_the_image_is_explained():
-  with pytest.raises(tf.errors.InvalidArgumentError, match='resize_small'):
+  with pytest.raises(ValueError, match=r'smaller than .* put resize_small\(21'):
     apply('central_crop(21)')
+  with pytest.raises(tf.errors.InvalidArgumentError, match='resize_small'):
+    apply('central_crop(21)', jpeg(IMAGE))

@@ -24,7 +24,7 @@ def test_accuracy_and_loss_are_scikit_learns(
   make_mesh, num_devices, batch_size
 ):
   (evaluation,) = evaluators.build(
-    predict, make_mesh(num_devices), {'test': row(batch_size=batch_size)}
+    predict, 0.1, make_mesh(num_devices), {'test': row(batch_size=batch_size)}
   )
   test = datasets.digits('test').read(np.arange(359))
   logits = predict(0.1, test['image'])[0].astype(np.float64)
@@ -41,7 +41,7 @@ def test_accuracy_and_loss_are_scikit_learns(
 
 def test_due_every_so_often_and_at_the_end(make_mesh):
   (often, never) = evaluators.build(
-    predict, make_mesh(1), {'a': row(every=3), 'b': row(every=0)}
+    predict, 0.1, make_mesh(1), {'a': row(every=3), 'b': row(every=0)}
   )
   assert [s for s in range(1, 9) if often.due(s, 8)] == [3, 6, 8]
   assert [s for s in range(1, 9) if never.due(s, 8)] == [8]
@@ -55,9 +55,29 @@ def test_due_every_so_often_and_at_the_end(make_mesh):
     ({'test': row(dataset='x')}, "config.evals.test.dataset='x'"),
     ({'test': row(loss='l2')}, "test.loss='l2'.* sigmoid, softmax"),
     ({'test': row(batch_size=9)}, 'config.evals.test.batch_size=9 does not'),
+    ({'test': row(every=-1)}, 'config.evals.test.every=-1 is not a number'),
+    (
+      {'test': row(preprocess='central_crop(9)')},
+      'test.preprocess: An image is',
+    ),
     ({'train': row()}, 'config.evals.train: metrics of training'),
   ],
 )
 def test_mistakes_are_explained(make_mesh, rows, message):
   with pytest.raises(ValueError, match=message):
-    evaluators.build(predict, make_mesh(8), rows)
+    evaluators.build(predict, 0.1, make_mesh(8), rows)
+
+
+def test_data_that_does_not_fit_the_model_is_explained(make_mesh):
+  def nine_classes(params, images):
+    logits, features = predict(params, images)
+    return logits[:, :9], features
+
+  with pytest.raises(ValueError, match='10 classes, but the model 9'):
+    evaluators.build(nine_classes, 0.1, make_mesh(8), {'test': row()})
+
+  def picky(params, images):
+    raise ValueError('Images do not divide.')
+
+  with pytest.raises(ValueError, match='config.evals.test: Images do not'):
+    evaluators.build(picky, 0.1, make_mesh(8), {'test': row()})

@@ -70,9 +70,10 @@ def _tfds(num_classes, name, **features):
   return Dataset(num_classes, source, name)
 
 
-# Sizes of the label sets: paper, Section 4.1. JFT-300M is not public, and TFDS
-# does not carry ImageNet-21k: both rows read a TFDS data set of that name that
-# the user has built, with several labels an image in JFT.
+# The paper gives 21k and 18k classes (Section 4.1); its released checkpoints
+# have 21,843 and BiT's paper (1912.11370) 18,291. JFT-300M is not public, and
+# TFDS does not carry ImageNet-21k: both rows read a TFDS data set of that name
+# that the user has built, with several labels an image in JFT.
 DATASETS = {
   'cifar10': _tfds(10, 'cifar10:3.*.*'),
   'cifar100': _tfds(100, 'cifar100:3.*.*'),

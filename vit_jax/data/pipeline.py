@@ -46,7 +46,7 @@ class TrainData:
       mesh, dataset, split, batch_size, preprocess, 'config.train'
     )
     self.num_examples = len(self._examples.source)
-    self.num_classes = datasets.DATASETS[dataset].num_classes
+    self.num_classes = self._examples.num_classes
     self.image_shape = self._examples.image_shape
 
   def batches(self, start_step):
@@ -69,7 +69,10 @@ class TrainData:
 
 
 class EvalData:
-  """A data set in its stored order, padded to whole batches and masked."""
+  """A data set in its stored order, padded to whole batches and masked.
+
+  Attributes: those of `TrainData`.
+  """
 
   def __init__(self, mesh, dataset, split, batch_size, preprocess, field):
     """Opens the data set; arguments as of `TrainData`, `field` for errors."""
@@ -78,6 +81,8 @@ class EvalData:
     )
     self._batch_size = batch_size
     self.num_examples = len(self._examples.source)
+    self.num_classes = self._examples.num_classes
+    self.image_shape = self._examples.image_shape
 
   def batches(self):
     """Yields every example once.
@@ -109,6 +114,9 @@ class _Examples:
     self._mesh, self._batch_size = mesh, batch_size
     self._transform = preprocess.parse(recipe, f'{field}.preprocess')
     self.source = datasets.load(dataset, split, field)
+    if not len(self.source):
+      raise ValueError(f'{field}.split={split!r} has no examples; use another.')
+    self.num_classes = datasets.DATASETS[dataset].num_classes
     self.image_shape = self._static_image_shape(field)
 
   def batches(self, locate, spec, start, num_batches):
@@ -152,7 +160,10 @@ class _Examples:
     def image(record, seed):
       return self._transform(self.source.parse(record)['image'], seed)
 
-    shape = image.get_concrete_function().structured_outputs.shape
+    try:
+      shape = image.get_concrete_function().structured_outputs.shape
+    except ValueError as error:
+      raise ValueError(f'{field}.preprocess: {error}') from error
     if not shape.is_fully_defined():
       raise ValueError(
         f'{field}.preprocess leaves images of different sizes, {shape}; end '

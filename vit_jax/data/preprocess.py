@@ -78,6 +78,10 @@ def inception_crop(size, area_min=0.05, area_max=1.0):
     area_max: greatest share.
   """
   _check_size(size)
+  if not 0 < area_min <= area_max <= 1:
+    raise TypeError(
+      f'areas {area_min} to {area_max} are not an interval within (0, 1]'
+    )
 
   def op(image, seed):
     begin, extent, _ = tf.image.stateless_sample_distorted_bounding_box(
@@ -214,11 +218,18 @@ def _crop(image, top, left, height, width):
 
 
 def _crop_square(image, top, left, size):
+  too_small = (
+    f'An image is smaller than its crop of {size} pixels; put '
+    f'resize_small({size}) before the crop.'
+  )
+  if not _is_encoded(image) and any(
+    side is not None and side < size for side in image.shape[:2]
+  ):
+    raise ValueError(too_small)
   fits = tf.debugging.assert_greater_equal(
     tf.reduce_min(_shape(image)[:2]),
     size,
-    f'An image is smaller than its crop of {size} pixels; put '
-    f'resize_small({size}) before the crop.',
+    too_small,
   )
   # Eager execution has raised already, and has nothing to depend on.
   with tf.control_dependencies([fits] if fits is not None else []):

@@ -1,8 +1,8 @@
 """Evaluators. Add one: a file with `build`, and its line in EVALUATORS.
 
-An evaluator's `build(predict, mesh, field, ...)` opens its data at once, so
-that mistakes show before training, and returns `evaluate(params)`, which
-returns a dict of floats.
+An evaluator's `build(predict, params, mesh, field, ...)` opens its data at
+once, so that mistakes show before training, and returns `evaluate(params)`,
+which returns a dict of floats.
 """
 
 from collections.abc import Callable
@@ -32,28 +32,44 @@ class Evaluation(NamedTuple):
     return step == total_steps or (self.every and step % self.every == 0)
 
 
-def build(predict, mesh, rows):
+def build(predict, params, mesh, rows):
   """Returns the list of a run's Evaluations.
 
   Args:
     predict: see `objectives.Objective`.
+    params: tree of arrays or `jax.ShapeDtypeStruct`, as `predict` takes them.
     mesh: the device mesh.
     rows: dict from name to that evaluator's dict: 'kind', 'every', and the
       arguments of its build function.
 
   Raises:
     ValueError: on a kind or argument that does not exist, or data that is not
-      there.
+      there or does not fit the model.
   """
-  return [_build(predict, mesh, name, **row) for name, row in rows.items()]
+  return [
+    _build(predict, params, mesh, name, **row) for name, row in rows.items()
+  ]
 
 
-def _build(predict, mesh, name, kind='classification', every=0, **kwargs):
+def _build(
+  predict, params, mesh, name, /, kind='classification', every=0, **kwargs
+):
   field = f'config.evals.{name}'
+  if not isinstance(every, int) or every < 0:
+    raise ValueError(
+      f'{field}.every={every!r} is not a number of steps; use 0 for only at '
+      'the end.'
+    )
   if name == 'train':
     raise ValueError(f'{field}: metrics of training have that name already.')
   evaluator = names.lookup(EVALUATORS, kind, f'{field}.kind')
   evaluate = names.call(
-    evaluator, kwargs, field, predict=predict, mesh=mesh, field=field
+    evaluator,
+    kwargs,
+    field,
+    predict=predict,
+    params=params,
+    mesh=mesh,
+    field=field,
   )
   return Evaluation(name, every, evaluate)

@@ -11,12 +11,21 @@ from vit_jax.objectives import classification
 
 
 def build(
-  predict, mesh, field, dataset, split, batch_size, preprocess, loss='softmax'
+  predict,
+  params,
+  mesh,
+  field,
+  dataset,
+  split,
+  batch_size,
+  preprocess,
+  loss='softmax',
 ):
   """Returns the evaluator: (params) -> {'accuracy', 'loss'}, both floats.
 
   Args:
     predict: (params, images) -> (logits [B, C], features).
+    params: tree of shapes or arrays, to check that the data fits the model.
     mesh: the device mesh.
     field: the config section, for errors.
     dataset: a name in `datasets.DATASETS`.
@@ -31,6 +40,16 @@ def build(
   """
   example_loss = names.lookup(classification.LOSSES, loss, f'{field}.loss')
   data = pipeline.EvalData(mesh, dataset, split, batch_size, preprocess, field)
+  images = jax.ShapeDtypeStruct((1, *data.image_shape), jnp.uint8)
+  try:
+    logits, _ = jax.eval_shape(predict, params, images)
+  except ValueError as error:
+    raise ValueError(f'{field}: {error}') from error
+  if logits.shape[-1] != data.num_classes:
+    raise ValueError(
+      f'{field}.dataset={dataset!r} has {data.num_classes} classes, but the '
+      f'model {logits.shape[-1]}; evaluate on a set with the same classes.'
+    )
 
   @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
   def add(sums, params, batch):

@@ -173,6 +173,7 @@ class ViT(nn.Module):
       dtype=self.dtype,
       name='head',
     )(y)
+    logits = _shard_batch(logits)
     features = {'representation': y.astype(jnp.float32), 'tokens': x}
     return logits.astype(jnp.float32), features
 
@@ -261,10 +262,10 @@ class EncoderBlock(nn.Module):
     )
 
 
-def _shard_batch(tokens):
-  """Keeps tokens [B, N, D] split over the batch only.
+def _shard_batch(x):
+  """Keeps activations [B, ...] split over the batch only.
 
   Left alone, XLA may split them along the parameters' axes, which needs more
   memory than there is. A no-op outside `sharding.activations`.
   """
-  return nn.with_logical_constraint(tokens, ('batch', None, None))
+  return nn.with_logical_constraint(x, ('batch', *(None,) * (x.ndim - 1)))
