@@ -48,6 +48,7 @@ def test_train_step():
   # 2 tokens through 5.4M parameters, 3 times 2 FLOPs each, and the rest.
   flops = result['model_flops_per_second'] / result['images_per_second']
   assert 60e6 < flops < 80e6
+  assert 0 < result['loop_cost_milliseconds'] < 100
   assert result['loop_overhead'] > -1
   assert result['loop_overhead_with_input'] > -1
 
