@@ -31,6 +31,7 @@ _WORKDIR = flags.DEFINE_string(
 
 
 def main(argv):
+  """Runs `train.train`; ends with what to do next, or what was wrong."""
   if len(argv) > 1:
     raise app.UsageError(f'{argv[1]!r} is not a flag; flags start with --.')
   if not flags.FLAGS['verbosity'].present:

@@ -86,6 +86,7 @@ def make_train_step(objective, tx, accum_steps=1, ema_decay=0.0):
   gradient = jax.grad(objective.loss, has_aux=True)
 
   def accumulated_gradient(params, batch, rng):
+    """Returns (gradients, stats), the means over all parts of the batch."""
     if accum_steps == 1:
       return gradient(params, batch, rng)
 
@@ -222,8 +223,8 @@ def train(config, workdir):
     train_step, donate_argnums=0, out_shardings=(layout, None)
   )
 
-  # Nothing is written before this line, and no mistake in the config is found
-  # after it.
+  # Nothing is written before this line, and names, sizes and data of the config
+  # are checked by then.
   checkpoints = call(
     checkpoint.Manager,
     'checkpoint',

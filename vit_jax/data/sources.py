@@ -70,6 +70,7 @@ class TfdsSource:
     return {'record': np.array(records, dtype=object)}
 
   def parse(self, record):
+    """Returns 'image', encoded, and 'label', int32 [] or uint8 [C]."""
     import tensorflow_datasets as tfds
 
     example = self._features.deserialize_example(
