@@ -24,6 +24,10 @@ setuptools.setup(
   packages=setuptools.find_packages(
     include=['vit_jax', 'vit_jax.*', 'configs']
   ),
+  package_data={
+    'vit_jax.data': ['labels/*'],
+    'vit_jax.weights': ['public.csv'],
+  },
   python_requires='>=3.11',
   install_requires=[
     'absl-py>=2.2,<3',
@@ -36,6 +40,8 @@ setuptools.setup(
     'numpy>=2.1,<3',
     'optax>=0.2.8,<0.3',
     'orbax-checkpoint>=0.12,<0.13',
+    'pillow>=11,<14',
+    'safetensors>=0.5,<1',
     'scikit-learn>=1.6,<2',  # its bundled digits are the default data set
     'tensorboard>=2.20,<3',  # clu writes with it, tensorflow dropped it
     'tensorflow>=2.20,<2.22',  # tf.data only
@@ -45,8 +51,12 @@ setuptools.setup(
     'tpu': ['jax[tpu]>=0.10,<0.13'],
     'cuda': ['jax[cuda12]>=0.10,<0.13'],
     'data': DATA,
-    'convert': ['safetensors>=0.5,<1'],
     'notebook': ['jupyterlab>=4,<5', 'matplotlib>=3.9,<4'],
-    'test': [*DATA, 'pytest>=8.3,<10', 'ruff>=0.12,<0.18'],
+    'test': [
+      *DATA,
+      'pytest>=8.3,<10',
+      'pytest-xdist>=3.6,<4',
+      'ruff>=0.12,<0.18',
+    ],
   },
 )

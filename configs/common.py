@@ -18,15 +18,17 @@ def base():
   c.total_steps = placeholder(object)
   c.total_epochs = placeholder(object)
 
-  c.model = ConfigDict()  # models.build and vit.build
+  c.model = ConfigDict()  # models.build and vit.build; `resnet` has its own
   c.model.name = 'vit'
-  c.model.variant = 'B/16'
+  c.model.variant = 'B/16'  # R50+ViT-B/16: a hybrid
   c.model.num_classes = 1000
-  c.model.head = 'token'  # token | gap
+  c.model.head = 'token'  # token | gap | map | none
   c.model.pre_logits = False  # a tanh layer before the last: pre-training
   c.model.head_bias = 0.0
-  c.model.position_embedding = '1d'  # none | 1d
+  c.model.position_embedding = '1d'  # none | 1d | 2d | relative | sincos2d
+  c.model.position_embedding_at = 'stem'  # stem | every_layer | shared
   c.model.dropout = 0.0
+  c.model.stochastic_depth = 0.0
   c.model.dtype = 'bfloat16'  # float32 | bfloat16
   c.model.unroll = 1  # blocks in one turn of the scan over depth
   c.model.remat = 'none'  # none | dots | full
@@ -34,6 +36,13 @@ def base():
   c.model.depth = placeholder(int)
   c.model.mlp_dim = placeholder(int)
   c.model.num_heads = placeholder(int)
+  c.model.stem_depths = placeholder(object)  # units per stage of any ResNet
+  c.model.stem_width = 1.0
+  c.model.class_token = placeholder(bool)  # these five: other libraries' models
+  c.model.num_registers = 0
+  c.model.norm_after_pool = False
+  c.model.gelu = 'tanh'  # tanh | exact
+  c.model.norm_epsilon = 1e-6
 
   c.objective = ConfigDict()  # objectives.build
   c.objective.name = 'classification'
@@ -90,8 +99,26 @@ def classification(
   )
 
 
+def resnet(variant, num_classes):
+  """Returns the section `c.model` of a BiT-ResNet: resnet.build's arguments."""
+  return ConfigDict(
+    dict(
+      name='resnet',
+      variant=variant,
+      num_classes=num_classes,
+      version=2,  # 2: pre-activation, as published | 1: post-activation
+      head_bias=0.0,
+      dtype='bfloat16',
+      unroll=1,
+      remat='none',
+      depths=placeholder(object),
+      width=placeholder(float),
+    )
+  )
+
+
 def jft(variant, lr, epochs):
-  """Returns what the paper's ViTs share on JFT-300M (Table 3)."""
+  """Returns what the paper's ViTs and hybrids share on JFT-300M (Table 3)."""
   c = base()
   c.total_epochs = epochs
   c.model.variant = variant

@@ -20,12 +20,9 @@ jax.config.update('jax_disable_most_optimizations', True)
 
 def shrink(config):
   """Makes a recipe tiny, and lets it read data that is there: digits."""
-  patch = int(config.model.variant.partition('/')[2])
   config.total_steps, config.total_epochs = 2, None
   config.log_every = 1
-  config.model.update(
-    hidden_size=16, depth=2, mlp_dim=32, num_heads=2, num_classes=10
-  )
+  size = _shrink_model(config.model)
   config.train.batch_size = 8 * config.step.accum_steps
   config.optimizer.warmup_steps = min(config.optimizer.warmup_steps, 1)
   for section in (config.train, *config.evals.values()):
@@ -33,9 +30,22 @@ def shrink(config):
       dataset='digits',
       split='train' if section is config.train else 'test',
       batch_size=8,
-      preprocess=_shrink_sizes(section.preprocess, 2 * patch),
+      preprocess=_shrink_sizes(section.preprocess, size),
     )
   return config
+
+
+def _shrink_model(model):
+  """Returns the size of images that suits the tiny model, in pixels."""
+  model.num_classes = 10
+  if model.name == 'resnet':
+    model.update(depths=(1, 2), width=0.5)
+    return 16
+  model.update(hidden_size=16, depth=2, mlp_dim=32, num_heads=2)
+  if '+' in model.variant:
+    model.update(variant='Ti/1', stem_depths=(1,), stem_width=0.5)
+    return 8
+  return 2 * int(model.variant.partition('/')[2])
 
 
 def _shrink_sizes(recipe, size):

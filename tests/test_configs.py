@@ -32,6 +32,22 @@ TABLE_3 = {
   ('vit_l16_jft', 'L/32'): ('L/32', 7, 6e-4, 'linear', 0.1, 0.0, None, 18291),
   ('vit_b_jft', None): ('B/16', 7, 8e-4, 'linear', 0.1, 0.0, None, 18291),
   ('vit_b_jft', 'B/32'): ('B/32', 7, 8e-4, 'linear', 0.1, 0.0, None, 18291),
+  **{
+    ('hybrid_jft', f'R50+ViT-{name}'): (
+      f'R50+ViT-{name}', epochs, lr, 'linear', 0.1, 0.0, None, 18291
+    )
+    for name, epochs, lr in (
+      ('B/32', 7, 8e-4), ('B/16', 7, 8e-4), ('L/32', 7, 2e-4),
+      ('L/16', 14, 4e-4),
+    )
+  },
+  **{
+    ('resnet_jft', name): (name, epochs, lr, 'linear', 0.1, 0.0, None, 18291)
+    for name, epochs, lr in (
+      ('R50x1', 7, 1e-3), ('R50x2', 7, 1e-3), ('R101x1', 7, 8e-4),
+      ('R152x1', 7, 6e-4), ('R152x2', 7, 6e-4), ('R200x3', 14, 6e-4),
+    )
+  },
   ('vit_i21k', None): ('B/16', 90, 1e-3, 'linear', 0.03, 0.1, None, 21843),
   ('vit_i21k', 'B/32'): ('B/32', 90, 1e-3, 'linear', 0.03, 0.1, None, 21843),
   ('vit_i21k', 'L/16'): ('L/16', 90, 1e-3, 'linear', 0.03, 0.1, None, 21843),
@@ -40,7 +56,7 @@ TABLE_3 = {
   ('vit_i1k', 'B/32'): ('B/32', 300, 3e-3, 'cosine', 0.3, 0.1, 1.0, 1000),
   ('vit_i1k', 'L/16'): ('L/16', 300, 3e-3, 'cosine', 0.3, 0.1, 1.0, 1000),
   ('vit_i1k', 'L/32'): ('L/32', 300, 3e-3, 'cosine', 0.3, 0.1, 1.0, 1000),
-}
+}  # fmt: skip
 
 
 def load(name, argument=None):
@@ -96,7 +112,7 @@ def test_settings_are_those_of_table_3(recipe, row):
     c.optimizer.lr,
     c.optimizer.decay,
     c.optimizer.weight_decay,
-    c.model.dropout,
+    c.model.get('dropout', 0.0),  # a ResNet has none
     c.optimizer.clip_norm,
     c.model.num_classes,
   )
@@ -104,7 +120,7 @@ def test_settings_are_those_of_table_3(recipe, row):
   assert c.optimizer.warmup_steps == 10_000
   assert c.train.batch_size == 4096
   assert c.train.preprocess == 'inception_crop(224)|flip_lr'
-  assert c.model.pre_logits  # the pre-training head
+  assert c.model.get('pre_logits', True)  # the pre-training head of a ViT
 
 
 def test_recipes_are_small_and_say_how_they_are_run():

@@ -9,18 +9,15 @@ that was stopped.
 
 import os
 import pathlib
-import re
 import sys
-import traceback
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from vit_jax import command_line
+
 _CONFIG = config_flags.DEFINE_config_file(
-  'config',
-  None,
-  'File of the config, such as configs/digits.py. Some take an argument: '
-  'configs/vit_b_jft.py:B/32.',
+  'config', None, command_line.CONFIG_HELP
 )
 _WORKDIR = flags.DEFINE_string(
   'workdir',
@@ -39,20 +36,15 @@ def main(argv):
   # Flags are read by now: no use waiting for JAX to learn of a typo.
   from vit_jax import checkpoint, train
 
-  config_file = config_flags.get_config_filename(flags.FLAGS['config'])
-  path = pathlib.Path(config_file.partition(':')[0])
-  if not path.is_file():
-    sys.exit(f'Error: --config={path}: no such file; try configs/digits.py.')
-  workdir = (_WORKDIR.value or f'runs/{path.stem}').rstrip('/')
+  config_file = command_line.config_file()
+  name = pathlib.Path(config_file.partition(':')[0]).stem
+  workdir = (_WORKDIR.value or f'runs/{name}').rstrip('/')
   try:
-    train.train(_CONFIG.value, workdir)
+    with command_line.one_line_errors():
+      train.train(_CONFIG.value, workdir)
   except checkpoint.Preempted as message:
     print(message)
     return
-  except (ValueError, OSError, FloatingPointError) as error:
-    if not _is_ours(error):
-      raise
-    sys.exit(f'Error: {error}')
   # As they work in this shell, whether the environment is active or not.
   python = os.path.relpath(sys.executable)
   print(
@@ -62,44 +54,6 @@ def main(argv):
   )
 
 
-def _is_ours(error):
-  """Returns whether this project raised the error.
-
-  Our errors say what to do, and a stack would bury that. Where a library
-  raised, the stack is what is needed.
-  """
-  here = os.path.dirname(os.path.abspath(__file__))
-  return traceback.extract_tb(error.__traceback__)[-1].filename.startswith(here)
-
-
-def _parse_flags(argv):
-  """Parses as absl does, and says in one line what is wrong with a config."""
-  try:
-    return flags.FLAGS(argv)
-  except flags.Error as error:
-    # Of the stack of a recipe that fails to load, the last line is the error.
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    sys.exit(
-      f'Error: {lines[0]}\n{lines[-1].strip()}'
-      if lines[1:]
-      else f'Error: {lines[0]}'
-    )
-  except (SyntaxError, TypeError) as error:
-    sys.exit(f'Error: --config is no recipe that can be loaded: {error}')
-  except (AttributeError, KeyError) as error:
-    text = error
-    while isinstance(text, Exception):  # ml_collections nests them
-      text = text.args[0]
-    name = text.partition('\n')[0].strip("'")
-    flag = next((a for a in argv if name in re.split('[.=]', a)), name)
-    guess = re.search(r'Did you mean "(.+?)"', text)
-    sys.exit(
-      f'Error: {flag}: the config has no field {name!r}'
-      + (f' (did you mean {guess[1]!r}?)' if guess else '')
-      + '; configs/common.py lists all fields.'
-    )
-
-
 if __name__ == '__main__':
   flags.mark_flag_as_required('config')
-  app.run(main, flags_parser=_parse_flags)
+  app.run(main, flags_parser=command_line.parse_flags)

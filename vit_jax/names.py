@@ -27,7 +27,7 @@ def lookup(table, name, field):
     return table[name]
   raise ValueError(
     f'{field}={name!r} is unknown{_did_you_mean(name, table)}; '
-    f'choose one of {", ".join(sorted(table))}.'
+    f'choose one of {", ".join(map(str, sorted(table)))}.'
   )
 
 

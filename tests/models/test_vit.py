@@ -8,6 +8,7 @@ import pytest
 from scipy import special
 
 from vit_jax import models
+from vit_jax.models import attention, layers, position_embedding, resnet
 
 TINY = dict(
   variant='Ti/4',
@@ -53,11 +54,51 @@ def count(**kwargs):
     ('B/32', 88_224_232),
     ('L/16', 304_326_632),
     ('L/32', 306_535_400),
+    ('L/14', 304_203_752),
     ('H/14', 632_045_800),
+    ('g/14', 1_012_611_432),
+    ('G/14', 1_844_440_680),
+    ('R+ViT-Ti/16', 6_337_704),
+    ('R26+ViT-S/32', 36_431_912),
+    ('R26+ViT-B/32', 101_383_976),
+    ('R50+ViT-B/16', 98_659_112),
+    ('R50+ViT-L/32', 328_994_856),
   ],
 )
 def test_published_parameter_counts(variant, number):
   assert count(variant=variant, num_classes=1000) == number
+
+
+D, N = 768, 196  # of B/16 at 224 pixels
+
+
+@pytest.mark.parametrize(
+  ('kwargs', 'number'),
+  [
+    (dict(head='gap'), 86_567_656 - 2 * D),  # no class token
+    (dict(num_classes=0), 86_567_656 - (D + 1) * 1000),
+    # timm's vit_base_patch16_siglip_256 has 256 positions.
+    (dict(head='map'), 93_699_304 - 60 * D),
+    (dict(position_embedding='none'), 86_567_656 - (N + 1) * D),
+    (dict(position_embedding='2d'), 86_567_656 - (N - 14) * D),
+    (
+      dict(position_embedding='relative'),  # 12 layers, offsets, d = 64
+      86_567_656 - (N + 1) * D + 12 * (2 * (N + 1) - 1) * 64,
+    ),
+    (dict(position_embedding_at='every_layer'), 86_567_656 + 11 * (N + 1) * D),
+    (dict(position_embedding_at='shared'), 86_567_656),
+    # Twice the blocks, of 7,087,872 parameters each.
+    (dict(variant='Axial-ViT-B/16', head='gap'), 86_566_120 + 12 * 7_087_872),
+    (
+      dict(variant='Axial-ViT-B/32', head='gap'),
+      88_224_232 - 2 * D + 12 * 7_087_872,
+    ),
+    (dict(variant='R50+ViT-B/32'), 110_945_832),  # these two are our own
+    (dict(variant='R50x1+ViT-L/16'), 316_483_624),
+  ],
+)
+def test_parameter_counts_follow(kwargs, number):
+  assert count(**(dict(variant='B/16', num_classes=1000) | kwargs)) == number
 
 
 def test_pre_logits_is_one_more_dense_layer():
@@ -209,10 +250,19 @@ def test_head_starts_at_its_bias():
     (dict(name='vt'), r"config.model.name='vt' .*mean 'vit'\?\); .* vit"),
     (dict(variant='B16'), "variant='B16' is unknown; write SIZE/PATCH"),
     (dict(variant='X/16'), 'one of Ti, S, B, L, H, g, G'),
+    (dict(variant='R50+ViT-B/8'), 'no hybrid of the paper; there are R50'),
+    (dict(variant='R50B/16'), "'R50B/16' is unknown"),
+    (dict(variant='Axial-ViT-Ti/4'), "no place for a class token; use .*'gap'"),
+    (dict(class_token=False), "leaves nothing for config.model.head='token'"),
+    (dict(head='map', norm_after_pool=True), "use 'gap' or 'token'"),
+    (dict(num_registers=-1), 'num_registers=-1 is not at least 0'),
+    (dict(stochastic_depth=-0.1), r'stochastic_depth=-0.1 is not in \[0, 1'),
+    (dict(gelu='quick'), 'choose one of exact, tanh'),
+    (dict(position_embedding_at='top'), 'choose one of every_layer, shared'),
     (dict(head='tokn'), "config.model.head='tokn'.*mean 'token'"),
     (dict(remat='some'), 'choose one of dots, full, none'),
     (dict(dtype='float23'), "config.model.dtype='float23'"),
-    (dict(position_embedding='3d'), 'choose one of 1d, none'),
+    (dict(position_embedding='3d'), 'choose one of 1d, 2d, none'),
     (dict(dropout=1.0), r'config.model.dropout=1.0 is not in \[0, 1\)'),
     (dict(depth=0), 'config.model.depth=0 is not at least 1'),
     (dict(hiden_size=3), r"config.model.hiden_size .*mean 'hidden_size'"),
@@ -229,7 +279,9 @@ def test_call_explains_mistakes():
     apply(model, params, IMAGES[:, :, :10])
   with pytest.raises(ValueError, match='images are uint8'):
     apply(model, params, IMAGES.astype(np.uint8))
-  with pytest.raises(ValueError, match='for 7 tokens, but the images make 5'):
+  with pytest.raises(
+    ValueError, match='for 7 positions, but the images make 5'
+  ):
     apply(model, params, IMAGES[:, :, :8])
   with pytest.raises(ValueError, match='hidden_size=16 .* num_heads=3'):
     init(num_heads=3)
@@ -238,3 +290,214 @@ def test_call_explains_mistakes():
 def test_pixels_are_scaled_to_minus_one_and_one():
   pixels = models.scale_pixels(np.array([0, 255], np.uint8))
   np.testing.assert_array_equal(pixels, np.array([-1, 1], np.float32))
+
+
+@pytest.mark.parametrize('head', ['token', 'gap', 'map', 'none'])
+def test_heads(head):
+  model, params = init(head=head)
+  logits, features = apply(model, params)
+  tokens = np.asarray(features['tokens'])
+  assert tokens.shape == (2, 6 + (head == 'token'), 16)
+  if head == 'none':
+    assert logits is None
+    assert 'representation' not in features
+    assert 'head' not in params
+    return
+  expected = {
+    'token': lambda: tokens[:, 0],
+    'gap': lambda: tokens.mean(axis=1),
+    'map': lambda: numpy_attention_pool(params['attention_pool'], tokens),
+  }[head]()
+  np.testing.assert_allclose(features['representation'], expected, atol=2e-5)
+  head = params['head']
+  np.testing.assert_allclose(
+    logits, expected @ head['kernel'] + head['bias'], atol=2e-5
+  )
+
+
+def numpy_attention_pool(p, tokens):
+  """Attention of one learned query, an image and a head at a time."""
+  result = []
+  for x in tokens.astype(np.float64):
+    y = np.array(p['out']['bias'], np.float64)
+    for h in range(2):
+      query = (
+        p['probe'][0, 0] @ p['query']['kernel'][:, h] + p['query']['bias'][h]
+      )
+      key, value = (
+        x @ p['key_value']['kernel'][:, i, h] + p['key_value']['bias'][i, h]
+        for i in range(2)
+      )
+      y += special.softmax(key @ query / np.sqrt(8)) @ (
+        value @ p['out']['kernel'][h]
+      )
+    z = (y - y.mean()) / np.sqrt(y.var() + 1e-6)
+    z = z * p['norm']['scale'] + p['norm']['bias']
+    z = np.asarray(jax.nn.gelu(z @ p['mlp_in']['kernel'] + p['mlp_in']['bias']))
+    result.append(y + z @ p['mlp_out']['kernel'] + p['mlp_out']['bias'])
+  return np.stack(result)
+
+
+def test_registers_class_token_and_norm_after_pooling():
+  model, params = init(
+    head='gap', class_token=True, num_registers=2, norm_after_pool=True
+  )
+  assert params['position_embedding'].shape == (1, 1 + 2 + 6, 16)
+  _, features = apply(model, params)
+  pooled = np.asarray(features['tokens'])[:, 3:].mean(axis=1)
+  pooled -= pooled.mean(axis=-1, keepdims=True)
+  pooled /= np.sqrt((pooled**2).mean(axis=-1, keepdims=True) + 1e-6)
+  np.testing.assert_allclose(
+    features['representation'],
+    pooled * params['norm']['scale'] + params['norm']['bias'],
+    atol=2e-5,
+  )
+
+
+def test_2d_positions_are_column_and_row():
+  _, params = init(position_embedding='2d')
+
+  class Owner(nn.Module):
+    @nn.compact
+    def __call__(self):
+      return position_embedding.learned_2d(self, (2, 3), 1, 16)
+
+  grid = Owner().apply({'params': params})
+  row, column = (
+    params[f'position_embedding_{name}'] for name in ('row', 'column')
+  )
+  assert grid.shape == (1, 7, 16)
+  np.testing.assert_array_equal(
+    grid[0, 0], params['position_embedding_prefix'][0, 0]
+  )
+  np.testing.assert_array_equal(  # second row, third column
+    grid[0, 1 + 5], np.concatenate([column[2], row[1]])
+  )
+
+
+def test_sincos_positions_are_big_visions():
+  table = position_embedding.sincos_2d(None, (2, 3), 1, 8)
+  expected = [np.zeros(8)]
+  for y in range(2):
+    for x in range(3):
+      expected.append(
+        [f(v * w) for v in (x, y) for f in (np.sin, np.cos) for w in (1, 1e-4)]
+      )
+  np.testing.assert_allclose(table[0], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize('kind', ['1d', '2d', 'sincos2d'])
+def test_positions_at_every_layer(kind):
+  stem, params = init(position_embedding=kind)
+  shared, _ = init(position_embedding=kind, position_embedding_at='shared')
+  every, own = init(
+    position_embedding=kind, position_embedding_at='every_layer'
+  )
+  names = [name for name in params if name.startswith('position')]
+  assert all(own['blocks'][name].shape[0] == 3 for name in names)
+  # Layers that all add the same, and a first layer that alone adds.
+  for model, factor in ((shared, 1), (stem, 0)):
+    tables = {
+      name: np.stack([params[name], *[factor * params[name]] * 2])
+      for name in names
+    }
+    copy = {k: v for k, v in params.items() if k not in names}
+    copy['blocks'] = params['blocks'] | tables
+    if kind == 'sincos2d' and not factor:
+      continue  # fixed: a layer cannot leave them out
+    np.testing.assert_allclose(
+      apply(every, copy)[0], apply(model, params)[0], atol=1e-5
+    )
+
+
+def test_relative_attention_is_by_offset():
+  query = np.random.default_rng(0).normal(size=(2, 5, 3, 4)).astype('f4')
+  table = np.random.default_rng(1).normal(size=(9, 4)).astype('f4')
+  logits = attention.relative_logits(query, table)
+  for q in range(5):
+    for k in range(5):
+      expected = query[:, q] @ table[q - k + 4]
+      np.testing.assert_allclose(logits[:, :, q, k], expected, atol=1e-5)
+
+
+def test_relative_embeddings_change_the_attention():
+  model, params = init(position_embedding='relative')
+  table = params['blocks']['attention']['relative_embedding']
+  assert table.shape == (3, 2 * 7 - 1, 8)
+  plain = jax.tree.map(np.copy, params)
+  plain['blocks']['attention']['relative_embedding'][:] = 0
+  none, _ = init(position_embedding='none')
+  np.testing.assert_allclose(
+    apply(model, plain)[0], apply(none, plain)[0], atol=1e-6
+  )
+  assert abs(apply(model, params)[0] - apply(none, plain)[0]).max() > 0.01
+
+
+def test_axial_vit_attends_within_rows_then_columns():
+  model, params = init(variant='Axial-ViT-Ti/4', head='gap', depth=1)
+  assert set(params['blocks']) == {'row', 'column'}
+
+  @jax.jit
+  def weights(params):
+    return model.apply({'params': params}, IMAGES, mutable='intermediates')[1]
+
+  blocks = weights(params)['intermediates']['blocks']
+  shapes = {
+    name: blocks[name]['attention']['attention_weights'][0].shape
+    for name in blocks
+  }
+  # Layers, images times rows (or columns), heads, queries, keys.
+  assert shapes == {'row': (1, 2 * 2, 2, 3, 3), 'column': (1, 2 * 3, 2, 2, 2)}
+
+  # Without what the column blocks add, a token sees its row alone.
+  for name in ('out', 'mlp_out'):
+    part = params['blocks']['column']
+    part = part['attention'] if name == 'out' else part
+    part[name] = jax.tree.map(np.zeros_like, part[name])
+  changed = IMAGES.copy()
+  changed[:, :4] = 0  # the first of two rows of patches
+  before, after = (
+    apply(model, params, images)[1]['tokens'] for images in (IMAGES, changed)
+  )
+  np.testing.assert_allclose(before[:, 3:], after[:, 3:], atol=1e-6)
+  assert abs(before[:, :3] - after[:, :3]).max() > 0.01
+
+
+def test_stochastic_depth_drops_whole_branches_of_examples():
+  x = jnp.ones((4000, 2, 3))
+  y = layers.stochastic_depth(x, jnp.float32(0.25), jax.random.key(0))
+  assert set(np.unique(y).round(5)) == {0, np.float32(4 / 3).round(5)}
+  np.testing.assert_array_equal(y, jnp.broadcast_to(y[:, :1, :1], y.shape))
+  assert abs((y == 0).mean() - 0.25) < 0.02
+  model, params = init(stochastic_depth=0.5, depth=2)
+  plain = models.build(**TINY | dict(depth=2))
+  expected = apply(plain, params)[0]
+  np.testing.assert_array_equal(apply(model, params)[0], expected)
+  assert abs(apply(model, params, train=True)[0] - expected).max() > 0.01
+
+
+def test_exact_gelu_and_epsilon():
+  model, params = init()
+  expected = apply(model, params)[0]
+  for kwargs in (dict(gelu='exact'), dict(norm_epsilon=1e-2)):
+    change = apply(models.build(**TINY, **kwargs), params)[0] - expected
+    assert 1e-6 < abs(change).max() < 0.1
+
+
+def test_hybrid_is_a_vit_on_a_feature_map():
+  images = IMAGES.repeat(8, axis=1).repeat(8, axis=2)  # 64 x 96
+  model, params = init(
+    images, variant='Ti/2', stem_depths=(1, 1), stem_width=0.5, head='gap'
+  )
+  backbone = resnet.Backbone((1, 1), 0.5, version=1, dtype=jnp.float32)
+  features = jax.jit(lambda p: backbone.apply({'params': p}, images, False))(
+    params['stem']
+  )
+  assert features.shape == (2, 8, 12, 256)
+  plain = models.build(**(TINY | dict(variant='Ti/2', head='gap')))
+  rest = {name: params[name] for name in params if name != 'stem'}
+  np.testing.assert_allclose(
+    apply(model, params, images)[0], apply(plain, rest, features)[0], atol=1e-4
+  )
+  with pytest.raises(ValueError, match='5x5 features do not divide .* 2x2'):
+    apply(model, params, images[:, :40, :40])

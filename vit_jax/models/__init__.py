@@ -8,9 +8,9 @@ returns logits [B, C] and a dict of features, among them 'representation'
 import jax.numpy as jnp
 
 from vit_jax import names
-from vit_jax.models import vit
+from vit_jax.models import resnet, vit
 
-MODELS = {'vit': vit.build}
+MODELS = {'resnet': resnet.build, 'vit': vit.build}
 
 
 def build(name='vit', **kwargs):

@@ -1,0 +1,1 @@
+"""Analysis: what is asked of models and runs, beside training them."""

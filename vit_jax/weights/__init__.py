@@ -1,0 +1,1 @@
+"""Checkpoints of any kind: read, converted, written."""
