@@ -19,6 +19,7 @@ _NAMES = {
   ),
   'digits': tuple('0123456789'),
 }  # fmt: skip
+DATASETS = (*_NAMES, *_IMAGENET)
 
 
 def names_of(dataset):

@@ -97,10 +97,12 @@ def inception_crop(size, area_min=0.05, area_max=1.0):
   return op
 
 
-def resize(size):
-  """Resizes to [size, size, 3], whatever the aspect ratio."""
+def resize(size, width=None):
+  """Resizes to [size, size, 3], or [size, width, 3], whatever the aspect."""
   _check_size(size)
-  return lambda image, seed: _resize(_decoded(image), size)
+  if width is not None:
+    _check_size(width)
+  return lambda image, seed: _resize(_decoded(image), size, width)
 
 
 def resize_small(size):
@@ -237,8 +239,8 @@ def _crop_square(image, top, left, size):
   return tf.ensure_shape(image, [size, size, 3])
 
 
-def _resize(image, size):
-  return _to_uint8(tf.image.resize(image, [size, size]))  # bilinear
+def _resize(image, size, width=None):
+  return _to_uint8(tf.image.resize(image, [size, width or size]))  # bilinear
 
 
 def _to_uint8(image):

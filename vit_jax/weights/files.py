@@ -1,8 +1,7 @@
 """Files of arrays: `.npz` and `.safetensors`, read without trusting them.
 
-Weights come from strangers and over bad connections. So nothing here reads a
-pickle, and a file's claims about sizes are checked against its length before
-any memory is taken.
+Nothing here reads a pickle, and a file's claims about sizes are checked against
+its length before any memory is taken.
 """
 
 import contextlib
@@ -17,7 +16,7 @@ import numpy as np
 import safetensors.numpy
 from etils import epath
 
-# The names of safetensors. Those of the arrays that can be read and written.
+# The dtypes that can be read and written, by safetensors' names.
 _DTYPES = {
   'BOOL': np.dtype('bool'),
   'BF16': np.dtype(ml_dtypes.bfloat16),
@@ -25,7 +24,7 @@ _DTYPES = {
   **{f'I{8 * size}': np.dtype(f'i{size}') for size in (1, 2, 4, 8)},
   **{f'U{8 * size}': np.dtype(f'u{size}') for size in (1, 2, 4, 8)},
 }
-_ALLOWED = ', '.join(str(dtype) for dtype in _DTYPES.values())
+_ALLOWED = ', '.join(map(str, _DTYPES.values()))
 _VOID2 = np.dtype('V2')  # how numpy stores bfloat16, which it does not know
 _CHUNK = 2**24  # bytes
 
@@ -37,8 +36,8 @@ def read(path):
     path: a `.npz` or `.safetensors` file, local or at gs://.
 
   Raises:
-    ValueError: if there is no such file, if it is of another kind, or if it is
-      damaged in any way: with the file, what is wrong, and what to do.
+    ValueError: if there is no such file, it is of another kind, or damaged in
+      any way: with the file, what is wrong, and what to do.
   """
   return _load(path, with_arrays=True)
 
@@ -46,18 +45,25 @@ def read(path):
 def headers(path):
   """Returns dict from name to (shape, dtype); otherwise as `read`.
 
-  The arrays are not read, so damage inside of them is not noticed. A file at
-  gs:// is copied whole all the same.
+  Damage inside of the arrays is not noticed. A file at gs:// is copied whole.
   """
   return _load(path, with_arrays=False)
+
+
+def metadata(path):
+  """Returns the dict of str in a `.safetensors` file, {} of other files."""
+  path = epath.Path(path).expanduser()
+  if path.suffix != '.safetensors':
+    return {}
+  with _local(path) as local, safetensors.safe_open(local, 'np') as file:
+    return file.metadata() or {}
 
 
 def write(path, arrays, metadata=None, overwrite=False):
   """Writes a file that `read` reads; it is there as a whole or not at all.
 
   Args:
-    path: a `.npz` or `.safetensors` file, local or at gs://; its folder is made
-      if need be.
+    path: a `.npz` or `.safetensors` file, local or gs://; its folder is made.
     arrays: dict from name to array of bools, integers or floats.
     metadata: dict from str to str, for `.safetensors` only.
     overwrite: whether an existing file may be replaced.
@@ -128,8 +134,8 @@ def _check_is_file(path):
     return
   folder = path.parent
   names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
-  near = difflib.get_close_matches(path.name, names, 3, 0.5)
-  there = f'; its folder has {", ".join(near)}' if near else ''
+  near = ', '.join(difflib.get_close_matches(path.name, names, 3, 0.5))
+  there = f'; its folder has {near}' if near else ''
   raise ValueError(f'it does not exist{there}')
 
 
@@ -268,10 +274,8 @@ def _load_safetensors(path, with_arrays):
       entry = file.get_slice(name)
       dtype = _DTYPES.get(entry.get_dtype())
       if dtype is None:
-        raise ValueError(
-          f'its array {name!r} has dtype {entry.get_dtype()}, not one of '
-          f'{_ALLOWED}'
-        )
+        wrong = f'its array {name!r} has dtype {entry.get_dtype()}'
+        raise ValueError(f'{wrong}, not one of {_ALLOWED}')
       if with_arrays:
         arrays[name] = file.get_tensor(name)
       else:

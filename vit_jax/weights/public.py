@@ -39,6 +39,8 @@ class Public(NamedTuple):
     labels: 'imagenet2012' or 'imagenet21k', whose classes the head has; None if
       the head is missing or not trained.
     image_size: height and width of the images, in pixels.
+    inputs: 'imagenet' if pixels were normalised by ImageNet's mean and
+      deviation; '' if they were scaled to [-1, 1].
     sha256: hexadecimal digests of the sources, None for those not known.
   """
 
@@ -46,6 +48,7 @@ class Public(NamedTuple):
   sources: tuple[str, ...]
   labels: str | None
   image_size: int
+  inputs: str = ''
   sha256: tuple[str | None, ...] = ()
 
 
@@ -71,6 +74,7 @@ def _public(row):
     tuple(sources),
     row['labels'] or None,
     int(row['image_size']),
+    row['inputs'] or '',
   )
 
 

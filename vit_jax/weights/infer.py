@@ -1,0 +1,199 @@
+"""What a file's arrays say of the model that they belong to."""
+
+import math
+import re
+
+import numpy as np
+
+from vit_jax.models import resnet as resnet_module
+from vit_jax.models import variants
+
+
+def get(arrays, name):
+  """Returns `arrays[name]`, or raises ValueError if it is missing."""
+  if name not in arrays:
+    some = ', '.join(list(arrays)[:3])
+    raise ValueError(
+      f'it lacks {name!r}, without which no model can be told; it has {some}, '
+      '...'
+    )
+  return arrays[name]
+
+
+def size(arrays, name, axis):
+  """Returns the length of an array's axis, 0 if there is no such array."""
+  return arrays[name].shape[axis] if name in arrays else 0
+
+
+def depth(arrays, pattern):
+  """Returns the number of layers; the pattern's group is the index from 0."""
+  found = {int(m[1]) for m in (re.match(pattern, n) for n in arrays) if m}
+  _check_all_there(found, pattern)
+  return len(found)
+
+
+def depths(arrays, pattern, first=1):
+  """Returns the units of each stage; the pattern's groups are stage, unit."""
+  found = {}
+  for match in (re.match(pattern, name) for name in arrays):
+    if match:
+      found.setdefault(int(match[1]) - first, set()).add(int(match[2]) - first)
+  _check_all_there(set(found), pattern)
+  for units_found in found.values():
+    _check_all_there(units_found, pattern)
+  return tuple(len(found[stage]) for stage in sorted(found))
+
+
+# Of PyTorch's pixels, red, green and blue, in [0, 1].
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def fold_normalisation(weight, bias, config):
+  """Returns (weight, bias) of a patch embedding that takes pixels in [-1, 1].
+
+  (x + 1) / 2 normalised by mean and deviation is linear in x, so the embedding
+  takes it over exactly: it has no padding.
+
+  Args:
+    weight: [D, 3, P, P].
+    bias: [D].
+    config: dict with 'mean' and 'std' of pixels in [0, 1], or None for [-1, 1].
+  """
+  mean, std = (
+    np.asarray(config.get(name) or [0.5] * 3, np.float64)
+    for name in ('mean', 'std')
+  )
+  if np.all(mean == 0.5) and np.all(std == 0.5):
+    return weight, bias
+  if weight.shape[1] != 3 or mean.shape != (3,) or std.shape != (3,):
+    raise ValueError(
+      f'its pixels are normalised by mean={mean} and std={std}, which its '
+      f'{weight.shape[1]} input channels do not have'
+    )
+  weight = weight.astype(np.float64)
+  bias = bias + np.einsum('ochw,c->o', weight, (0.5 - mean) / std)
+  weight = weight / (2 * std[:, None, None])
+  return weight.astype(np.float32), bias.astype(np.float32)
+
+
+def is_normalised(config):
+  """Returns whether pixels were normalised other than to [-1, 1]."""
+  values = [config.get('mean') or [0.5], config.get('std') or [0.5]]
+  return any(v != 0.5 for value in values for v in value)
+
+
+def grid(count, given=None):
+  """Returns (rows, columns) of so many patches: given, or a square.
+
+  Raises:
+    ValueError: if the given grid has another number, or nothing is given and
+      there is no square.
+  """
+  side = math.isqrt(max(count, 0))
+  rows, columns = given or (side, side)
+  if rows * columns != count or count < 1:
+    raise ValueError(
+      f'its position embeddings are of {count} patches, which a grid of {rows} '
+      f'x {columns} is not; pass grid=(rows, columns)'
+    )
+  return rows, columns
+
+
+def with_prefix(positions, num_prefix):
+  """Returns positions [1, N, D] for the prefix and the patches.
+
+  Some models add positions before they prepend class token and registers;
+  adding 0 to these is the same. A table whose length is a square is taken for
+  one of patches alone.
+
+  Args:
+    positions: [1, N, D], of patches, or of prefix and patches.
+    num_prefix: number of tokens before the patches.
+  """
+  if math.isqrt(positions.shape[1]) ** 2 != positions.shape[1]:
+    return positions
+  return np.pad(positions, ((0, 0), (num_prefix, 0), (0, 0)))
+
+
+def _check_all_there(found, pattern):
+  if found and len(found) != max(found) + 1:
+    raise ValueError(
+      f'of its layers, named like {pattern!r}, there are {len(found)}, but the '
+      f'last has index {max(found)}, counted from 0'
+    )
+
+
+def units(prefix, stage_depths):
+  """Yields (our module, layer, stage from 1, unit from 1) of a ResNet."""
+  for stage, count in enumerate(stage_depths, 1):
+    yield f'{prefix}/stage{stage}_first', None, stage, 1
+    for layer in range(count - 1):
+      yield f'{prefix}/stage{stage}_rest', layer, stage, layer + 2
+
+
+def resnet(root, depths, num_classes, version):
+  """Returns the arguments of models.build of a ResNet.
+
+  Args:
+    root: kernel of the root convolution, [7, 7, 3, 64 width].
+    depths: units per stage.
+    num_classes: C.
+    version: 1 or 2.
+  """
+  width = root.shape[-1] / 64
+  known = {value: key for key, value in resnet_module.DEPTHS.items()}
+  arguments = dict(
+    name='resnet',
+    variant=f'R{known.get(depths, 50)}x{width:g}',
+    num_classes=num_classes,
+    version=version,
+  )
+  if depths not in known:
+    arguments['depths'] = depths
+  return arguments
+
+
+def vit(patch_size, num_classes, stem_depths=None, stem_width=1.0, **arguments):
+  """Returns the arguments of models.build of a ViT, with a variant's name."""
+  sizes = tuple(arguments[name] for name in variants.SIZES)
+  for name, value in variants.VARIANTS.items():
+    if value == sizes:
+      variant = name
+      arguments = {
+        k: v for k, v in arguments.items() if k not in variants.SIZES
+      }
+      break
+  else:
+    variant = 'Ti'  # all its sizes are overridden
+  if stem_depths is not None:
+    arguments |= dict(stem_depths=stem_depths, stem_width=stem_width)
+  return dict(
+    name='vit',
+    variant=f'{variant}/{patch_size}',
+    num_classes=num_classes,
+    **arguments,
+  )
+
+
+def num_heads(hidden_size, given=None):
+  """Returns H of PyTorch files, which do not show it.
+
+  Args:
+    hidden_size: D.
+    given: H, if it is known from elsewhere.
+
+  Raises:
+    ValueError: if it is not given and D is no multiple of 64.
+  """
+  if given:
+    return int(given)
+  for sizes in variants.VARIANTS.values():
+    if sizes[0] == hidden_size:
+      return sizes[3]
+  if hidden_size % 64:
+    raise ValueError(
+      f'nothing says how many attention heads its hidden_size={hidden_size} '
+      'is split into; pass num_heads=...'
+    )
+  return hidden_size // 64

@@ -1,0 +1,221 @@
+"""Finds and reads a checkpoint of any layout, and tells its model."""
+
+import json
+from typing import Any, NamedTuple
+
+from etils import epath
+
+from vit_jax import models, names
+from vit_jax.data import labels
+from vit_jax.weights import (
+  describe,
+  files,
+  huggingface,
+  infer,
+  layout,
+  npz,
+  public,
+  report,
+  timm,
+)
+
+LAYOUTS = {'huggingface': huggingface, 'npz': npz, 'timm': timm}
+METADATA = 'vit_jax'  # what our .safetensors files say of their model
+
+
+class Source(NamedTuple):
+  """What was read.
+
+  Attributes:
+    path: where from, as the user named it.
+    arguments: dict, of models.build.
+    model: the module that they make.
+    params: dict from name to float32 numpy array.
+    image_size: (height, width) that the weights were made for.
+    grid: (rows, columns) of a ViT's patches; None of a ResNet.
+    preprocess: recipe, or None for the usual one.
+    labels: tuple of class names, or None.
+    report: list of report.Line.
+  """
+
+  path: str
+  arguments: dict
+  model: Any
+  params: dict
+  image_size: tuple[int, int]
+  grid: tuple[int, int] | None
+  preprocess: str | None
+  labels: tuple[str, ...] | None
+  report: list
+
+
+def read(path, grid=None, **overrides):
+  """Returns the Source at a path or of a public name.
+
+  Args:
+    path: see `weights.load_checkpoint`.
+    grid: (rows, columns) of the file's patches, if they are no square.
+    **overrides: arguments of models.build that the file does not show.
+
+  Raises:
+    ValueError: as `weights.load_checkpoint`.
+  """
+  text = str(path)
+  if text in public.WEIGHTS:
+    row = public.WEIGHTS[text]
+    file = epath.Path(public.fetch(text))
+    config = dict(image_size=row.image_size)
+    if row.inputs == 'imagenet':
+      config |= dict(mean=infer.IMAGENET_MEAN, std=infer.IMAGENET_STD)
+    # Mirrors of what JAX trained keep its GELU.
+    if any('vit_models' in url for url in row.sources):
+      overrides = dict(gelu='tanh') | overrides
+    source = _read_file(text, file, config, grid, overrides)
+    if row.labels:
+      source = source._replace(labels=labels.names_of(row.labels))
+    return source
+  file = epath.Path(path).expanduser()
+  if file.is_dir():
+    from vit_jax.weights import orbax
+
+    found = orbax.find(file)
+    if found is not None:
+      return _read_run(text, orbax.load(found), overrides)
+    if not (file / 'model.safetensors').exists():
+      raise ValueError(
+        f'{text} is a folder without checkpoint: it has neither checkpoints/ '
+        'of a run, nor state/ and config/ of one checkpoint, nor '
+        'model.safetensors.'
+      )
+    file /= 'model.safetensors'
+  elif '/' not in text and '.' not in text and not file.exists():
+    names.lookup(public.WEIGHTS, text, 'checkpoint')
+  return _read_file(text, file, _config_beside(file), grid, overrides)
+
+
+def _config_beside(file):
+  """Returns what config.json and its like say of a `.safetensors` file."""
+  config = {}
+  if file.suffix != '.safetensors':
+    return config
+  for name in ('config.json', 'preprocessor_config.json'):
+    path = file.parent / name
+    if file.name == 'model.safetensors' and path.exists():
+      try:
+        config |= dict(json.loads(path.read_text()))
+      except (ValueError, TypeError) as error:
+        raise ValueError(
+          f'{path} is no JSON object ({error}); delete it, or get it again.'
+        ) from None
+  timm_config = config.get('pretrained_cfg', {})
+  return dict(
+    mean=timm_config.get('mean') or config.get('image_mean'),
+    std=timm_config.get('std') or config.get('image_std'),
+    image_size=(timm_config.get('input_size') or [config.get('image_size')])[
+      -1
+    ],
+    **{
+      k: v for k, v in config.items() if k not in ('mean', 'std', 'image_size')
+    },
+  )
+
+
+def _read_file(name, file, config, grid, overrides):
+  arrays = files.read(file)
+  kind = next((k for k in LAYOUTS.values() if k.matches(arrays)), None)
+  if kind is None:
+    raise ValueError(
+      f'{name} is of no layout that is known ({", ".join(LAYOUTS)}); it has '
+      f'{", ".join(list(arrays)[:4])}, ... For files of this project that lost '
+      'their suffix, see vit_jax.weights.save.'
+    )
+  try:
+    own = json.loads(files.metadata(file).get(METADATA, '{}'))
+    grid = grid or own.pop('grid', None)
+    arrays, changed = kind.canonical(arrays, config)
+    if not own and overrides.get('num_heads'):
+      config = config | dict(num_attention_heads=overrides['num_heads'])
+    arguments = own or kind.architecture(arrays, config)
+    arguments = arguments | overrides
+    model = models.build(**arguments)
+    grid = _grid(model, arrays, kind, grid)
+    size = _image_size(model, grid, config)
+    shapes = {k: v.shape for k, v in describe.shapes(model, size).items()}
+  except (ValueError, TypeError, AttributeError) as error:
+    raise ValueError(f'{name}: {error}') from None
+  params, lines = layout.load(
+    arrays, shapes, kind.rows(model), kind.style(model)
+  )
+  lines = [
+    line._replace(status='changed', note=f'{line.note}, {changed[line.theirs]}')
+    if line.status in ('loaded', 'renamed') and line.theirs in changed
+    else line
+    for line in lines
+  ]
+  report.check(lines, name)
+  return Source(
+    path=name, arguments=arguments, model=model, params=params, image_size=size,
+    grid=grid, preprocess=None, labels=None, report=lines,
+  )  # fmt: skip
+
+
+def _grid(model, arrays, kind, given):
+  """Returns (rows, columns) of a ViT's patches, None of a ResNet."""
+  if describe.is_resnet(model):
+    return None
+  count = infer.size(arrays, kind.POSITIONS, 1) - model.num_prefix
+  if kind.POSITIONS not in arrays:
+    return tuple(given) if given else None
+  return infer.grid(count, given)
+
+
+def _image_size(model, grid, config):
+  if grid is not None:
+    return describe.image_size(model, *grid)
+  size = config.get('image_size') or 224
+  if not isinstance(size, int) or not 0 < size < 10_000:
+    raise ValueError(f'its config.json has an image size of {size!r}')
+  return size, size
+
+
+def _read_run(name, loaded, overrides):
+  """Returns the Source of a checkpoint of this project."""
+  params, config, inputs = loaded
+  try:
+    arguments = {
+      k: v for k, v in config['model'].items() if v is not None
+    } | overrides
+    model = models.build(**arguments)
+    size = tuple(inputs['image_shape'][:2])
+    shapes = describe.shapes(model, size)
+  except (KeyError, TypeError, AttributeError, ValueError) as error:
+    raise ValueError(
+      f'{name}: its config cannot be used ({type(error).__name__}: {error})'
+    ) from None
+  lines = [
+    report.Line('missing', '', k, str(v.shape))
+    for k, v in shapes.items()
+    if k not in params
+  ]
+  for k, v in params.items():
+    status, note = 'loaded', str(v.shape)
+    if k not in shapes:
+      status = 'extra'
+    elif shapes[k].shape != v.shape:
+      status, note = 'misfit', f'{v.shape} there, {shapes[k].shape} expected'
+    lines.append(report.Line(status, k, k, note))
+  report.check(lines, name)
+  grid = None if describe.is_resnet(model) else describe.grid(model, size)
+  dataset = config.get('train', {}).get('dataset')
+  known = dataset in labels.DATASETS
+  return Source(
+    path=name, arguments=arguments, model=model, params=params, image_size=size,
+    grid=grid, preprocess=_run_preprocess(config),
+    labels=labels.names_of(dataset) if known else None, report=lines,
+  )  # fmt: skip
+
+
+def _run_preprocess(config):
+  """Returns how a run evaluates images, or None if it does not say."""
+  rows = config.get('evals', {}).values()
+  return next((r['preprocess'] for r in rows if 'preprocess' in r), None)
