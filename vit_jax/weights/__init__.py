@@ -12,6 +12,7 @@ from the file. Loading is strict: what does not fit is an error that shows it.
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from vit_jax import models
@@ -149,21 +150,24 @@ def load_into(
     report.check(lines, checkpoint)
   except ValueError as error:
     raise ValueError(f'config.init.checkpoint: {error}') from None
-  params = jax.tree.map(
-    lambda old, new: jax.device_put(new, old.sharding),
-    state.params,
-    describe.unflatten(params),
-  )
+  params = jax.tree.map(_place, describe.unflatten(params), state.params)
   average = state.average
   if average is not None:
-    # A copy: the step donates both, and a buffer can be given away once.
-    average = jax.tree.map(
-      lambda old, new: jax.device_put(np.asarray(new), old.sharding),
-      average,
-      params,
-    )
+    average = jax.tree.map(_place, params, average)
   table = f'{checkpoint}: {report.counts(lines)}\n{report.table(lines)}'
   return state._replace(params=params, average=average), table
+
+
+def _place(array, like):
+  """Returns a copy of an array, of any kind, placed as another is.
+
+  The step gives away the memory of its state, so no other array may share it.
+  """
+  if not isinstance(array, jax.Array):
+    array = jax.make_array_from_callback(
+      like.shape, like.sharding, lambda index: array[index]
+    )
+  return jax.jit(jnp.copy, out_shardings=like.sharding)(array)
 
 
 def _adapt(source, model, initial, size, reset, resize):

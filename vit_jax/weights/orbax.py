@@ -76,14 +76,15 @@ def load(path):
   return flat, config, inputs
 
 
-def save(path, params, arguments, inputs):
+def save(path, params, arguments, inputs, overwrite):
   """Writes weights alone, as a folder that `load` reads.
 
   Args:
-    path: folder, which must not exist; it is there whole or not at all.
+    path: folder; it is there whole or not at all.
     params: tree of arrays.
     arguments: dict, the arguments of models.build.
     inputs: dict, see `load`.
+    overwrite: whether the folder may be replaced.
   """
   with _checkpointer() as checkpointer:
     checkpointer.save(
@@ -93,6 +94,7 @@ def save(path, params, arguments, inputs):
         config=ocp.args.JsonSave({'model': arguments}),
         inputs=ocp.args.JsonSave(inputs),
       ),
+      force=overwrite,
     )
 
 

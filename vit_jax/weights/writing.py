@@ -45,7 +45,8 @@ def save(path, model, params, image_size=None, to=None, overwrite=False):
   flat = describe.flatten(params)
   grid = _grid(model, flat, image_size)
   if to == 'orbax':
-    _save_orbax(path, model, params, grid, overwrite)
+    size = image_size or _image_size(model, grid)
+    _save_orbax(path, model, params, size, overwrite)
     return
   kind = LAYOUTS[to]
   arrays = layout.save(flat, kind.rows(model), kind.style(model), to)
@@ -93,15 +94,15 @@ def _image_size(model, grid):
   return describe.image_size(model, *grid) if grid else (224, 224)
 
 
-def _save_orbax(path, model, params, grid, overwrite):
+def _save_orbax(path, model, params, size, overwrite):
   from vit_jax.weights import orbax
 
   if path.exists() and not overwrite:
     raise ValueError(
       f'{path} exists, and is not to be overwritten; choose another name.'
     )
-  inputs = {'image_shape': [*_image_size(model, grid), 3]}
-  orbax.save(path, params, describe.arguments(model), inputs)
+  inputs = {'image_shape': [*size, 3]}
+  orbax.save(path, params, describe.arguments(model), inputs, overwrite)
 
 
 def _check_function(model, arrays, kind):

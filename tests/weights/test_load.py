@@ -1,0 +1,382 @@
+"""Weights of all layouts: written by hand here as others wrote them."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+
+import vit_jax
+from vit_jax import models, weights
+from vit_jax.weights import describe, files, report
+
+VIT = dict(
+  variant='Ti/4', num_classes=5, hidden_size=16, depth=2, mlp_dim=24,
+  num_heads=2,
+)  # fmt: skip
+HYBRID = VIT | dict(variant='Ti/2', stem_depths=(1, 2), stem_width=0.5)
+RESNET = dict(
+  name='resnet', variant='R14x0.5', num_classes=5, depths=(1, 2), version=2
+)
+MODELS = {
+  'token': VIT,
+  'pre_logits': VIT | dict(pre_logits=True),
+  'gap': VIT | dict(head='gap'),
+  'map': VIT | dict(head='map'),
+  'headless': VIT | dict(num_classes=0),
+  'sincos': VIT | dict(head='gap', position_embedding='sincos2d'),
+  'hybrid': HYBRID,
+  'root': VIT | dict(variant='Ti/2', stem_depths=(), stem_width=0.5),
+  'bit': RESNET,
+  'resnet_v1': RESNET | dict(version=1),
+}
+
+
+@functools.cache
+def made(name, size=16):
+  """Returns (module, flat parameters), of which none is 0."""
+  model = models.build(**MODELS[name])
+  shapes = describe.shapes(model, (size, size))
+  rng = np.random.default_rng(0)
+  return model, {
+    k: rng.normal(size=v.shape).astype('f4') for k, v in shapes.items()
+  }
+
+
+def save(path, name, **kwargs):
+  model, params = made(name)
+  weights.save(path, model, describe.unflatten(params), **kwargs)
+  return model, params
+
+
+def assert_same(actual, expected):
+  assert set(actual) == set(expected)
+  for name, array in expected.items():
+    np.testing.assert_array_equal(actual[name], array, err_msg=name)
+
+
+ROUND_TRIPS = [
+  *(('npz', name) for name in MODELS),
+  *(('timm', n) for n in ('token', 'gap', 'map', 'headless', 'hybrid', 'bit')),
+  *(('huggingface', name) for name in ('token', 'headless')),
+  *(('orbax', name) for name in ('token', 'hybrid', 'resnet_v1')),
+]
+
+
+@pytest.mark.parametrize(('to', 'name'), ROUND_TRIPS)
+def test_what_is_written_is_read_again(to, name, tmp_path):
+  path = tmp_path / ('x' + {'npz': '.npz', 'timm': '.safetensors'}.get(to, ''))
+  model, params = save(path, name, to=to, image_size=(16, 16))
+  checkpoint = weights.load_checkpoint(path)
+  assert describe.arguments(checkpoint.model) == describe.arguments(model)
+  assert_same(describe.flatten(checkpoint.params), params)
+  is_sized = to == 'orbax' or 'position_embedding' in params
+  assert checkpoint.image_size == ((16, 16) if is_sized else (224, 224))
+
+
+def test_three_lines(tmp_path):
+  save(tmp_path / 'x.npz', 'token')
+  model, params = vit_jax.load(tmp_path / 'x.npz')
+  images = jnp.zeros((1, 16, 16, 3))
+  logits, features = jax.jit(model.apply)({'params': params}, images)
+  assert logits.shape == (1, 5)
+  assert features['representation'].shape == (1, 16)
+
+
+def published(params, generation):
+  """Names a tiny ViT's arrays as a generation of JAX code did, by hand."""
+  dense = 'MlpBlock_3/Dense_' if generation == 'pre-Linen' else 'MlpBlock_0/'
+  attention, norms = {
+    'pre-Linen': ('MultiHeadDotProductAttention_1', (0, 2)),
+    'Linen': ('MultiHeadDotProductAttention_0', (0, 1)),
+  }[generation]
+  if generation == 'Linen':
+    dense += 'Dense_'
+  arrays = {
+    'cls': params['class_token'],
+    'Transformer/posembed_input/pos_embedding': params['position_embedding'],
+  }
+  for ours, theirs in (
+    ('embedding', 'embedding'), ('norm', 'Transformer/encoder_norm'),
+    ('head', 'head'),
+  ):  # fmt: skip
+    for leaf in ('kernel', 'scale', 'bias'):
+      if f'{ours}/{leaf}' in params:
+        arrays[f'{theirs}/{leaf}'] = params[f'{ours}/{leaf}']
+  for i in range(2):
+    block = f'Transformer/encoderblock_{i}'
+    for j, name in enumerate(('query', 'key', 'value')):
+      kernel = params['blocks/attention/qkv/kernel'][i, :, j]
+      arrays[f'{block}/{attention}/{name}/kernel'] = kernel
+      arrays[f'{block}/{attention}/{name}/bias'] = params[
+        'blocks/attention/qkv/bias'
+      ][i, j]
+    for ours, theirs in (
+      ('attention/out', f'{attention}/out'), ('mlp_in', f'{dense}0'),
+      ('mlp_out', f'{dense}1'), ('attention_norm', f'LayerNorm_{norms[0]}'),
+      ('mlp_norm', f'LayerNorm_{norms[1]}'),
+    ):  # fmt: skip
+      for leaf in ('kernel', 'scale', 'bias'):
+        name = f'blocks/{ours}/{leaf}'
+        if name in params:
+          arrays[f'{block}/{theirs}/{leaf}'] = params[name][i]
+  return arrays
+
+
+@pytest.mark.parametrize('generation', ['pre-Linen', 'Linen'])
+@pytest.mark.parametrize(
+  'prefix', ['', 'params/', 'opt/target/', 'params/img/']
+)
+def test_generations_of_vit(generation, prefix, tmp_path):
+  model, params = made('token')
+  arrays = published(params, generation)
+  if prefix:
+    arrays = {prefix + name: array for name, array in arrays.items()}
+  files.write(tmp_path / 'x.npz', arrays)
+  checkpoint = weights.load_checkpoint(tmp_path / 'x.npz')
+  assert checkpoint.model == model
+  assert_same(describe.flatten(checkpoint.params), params)
+
+
+@pytest.mark.parametrize('stacked', [False, True])
+def test_big_vision(stacked, tmp_path):
+  """Positions without class token, at the top; blocks listed or stacked."""
+  _, params = made('token')
+  arrays = published(params, 'Linen')
+  table = arrays.pop('Transformer/posembed_input/pos_embedding')
+  arrays['pos_embedding'] = table[:, 1:]
+  if stacked:
+    blocks = {n: a for n, a in arrays.items() if 'encoderblock_0' in n}
+    for name in blocks:
+      both = [
+        arrays.pop(name.replace('encoderblock_0', f'encoderblock_{i}'))
+        for i in range(2)
+      ]
+      name = name.replace('encoderblock_0', 'encoderblock')
+      arrays[name] = np.stack(both)
+  files.write(tmp_path / 'x.npz', arrays)
+  checkpoint = weights.load_checkpoint(tmp_path / 'x.npz')
+  expected = dict(params)
+  expected['position_embedding'] = table * (np.arange(17) > 0)[:, None]
+  assert_same(describe.flatten(checkpoint.params), expected)
+  changed = [x for x in checkpoint.report if x.status == 'changed']
+  assert ['0 for the class token' in line.note for line in changed] == [True]
+
+
+def test_old_names_of_the_map_head(tmp_path):
+  save(tmp_path / 'x.npz', 'map')
+  arrays = files.read(tmp_path / 'x.npz')
+  arrays = {n.removeprefix('MAPHead_0/'): a for n, a in arrays.items()}
+  files.write(tmp_path / 'old.npz', arrays)
+  _, params = made('map')
+  loaded = weights.load_checkpoint(tmp_path / 'old.npz').params
+  assert_same(describe.flatten(loaded), params)
+
+
+def test_old_norms_of_hybrids_have_four_dimensions(tmp_path):
+  _, params = save(tmp_path / 'x.npz', 'hybrid')
+  arrays = {
+    name: array[None, None, None] if 'gn' in name else array
+    for name, array in files.read(tmp_path / 'x.npz').items()
+  }
+  assert arrays['block2/unit2/gn3/scale'].shape == (1, 1, 1, 256)
+  files.write(tmp_path / 'old.npz', arrays)
+  loaded = weights.load_checkpoint(tmp_path / 'old.npz').params
+  assert_same(describe.flatten(loaded), params)
+
+
+def test_generations_of_bit(tmp_path):
+  _, params = save(tmp_path / 'x.npz', 'bit')
+  arrays = files.read(tmp_path / 'x.npz')
+  assert arrays['resnet/head/conv2d/kernel'].shape == (1, 1, 256, 5)
+  assert 'resnet/block2/unit01/a/proj/standardized_conv2d/kernel' in arrays
+  counted = {
+    re.sub('standardized_conv2d', 'standardized_conv2d_12', name): array
+    for name, array in arrays.items()
+  }
+  letters = dict(zip('abc', '123', strict=True))
+  big_vision = {}
+  for name, array in arrays.items():
+    name = name.removeprefix('resnet/').replace('/a/proj/', '/proj/')
+    for old, new in (
+      ('root_block/standardized_conv2d', 'root_block/conv_root'),
+      ('proj/standardized_conv2d', 'conv_proj'),
+      ('head/conv2d', 'head'),
+      ('gamma', 'scale'),
+      ('beta', 'bias'),
+    ):
+      name = name.replace(old, new)
+    name = re.sub(r'^group_norm', 'norm-pre-head', name)
+    name = re.sub(
+      r'/([abc])/(standardized_conv2d|group_norm)',
+      lambda m: f'/{"conv" if m[2][0] == "s" else "gn"}{letters[m[1]]}',
+      name,
+    )
+    is_head = name == 'head/kernel'
+    big_vision[name] = array[0, 0] if is_head else array
+  assert 'block2/unit02/gn3/scale' in big_vision
+  for number, copy in enumerate((counted, big_vision)):
+    path = tmp_path / f'{number}.npz'
+    files.write(path, copy)
+    loaded = weights.load_checkpoint(path)
+    assert loaded.model.version == 2
+    assert_same(describe.flatten(loaded.params), params)
+
+
+def test_half_precision_is_read_as_float32(tmp_path):
+  _, params = save(tmp_path / 'x.npz', 'token')
+  arrays = files.read(tmp_path / 'x.npz')
+  half = {n: a.astype(ml_dtypes.bfloat16) for n, a in arrays.items()}
+  half['cls'] = arrays['cls'].astype(np.float16)
+  files.write(tmp_path / 'half.npz', half)
+  loaded = describe.flatten(weights.load(tmp_path / 'half.npz')[1])
+  assert {a.dtype for a in loaded.values()} == {np.dtype('f4')}
+  for name, array in params.items():
+    np.testing.assert_allclose(loaded[name], array, rtol=2**-8)
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    (
+      lambda a: a.pop('head/bias'),
+      r'1 missing\).*\n.*\nmissing  head/bias +head/bias +\(5,\)',
+    ),
+    (
+      lambda a: a.update({'logit_scale': np.zeros(3)}),
+      r'1 extra\).*nothing was loaded.*\n.*\nextra +logit_scale +- +\(3,\)',
+    ),
+    (
+      lambda a: a.update({'cls': np.zeros((1, 1, 8))}),
+      r'1 misfit\)(.|\n)*\(1, 1, 8\) in the file, \(1, 1, 16\) expected',
+    ),
+    (
+      lambda a: [a.pop(n) for n in list(a) if 'block_1/Mlp' in n],
+      r'4 missing\)',
+    ),
+    (
+      lambda a: [a.pop(n) for n in list(a) if 'block_0' in n],
+      "it lacks 'Transformer/encoderblock_0/.* no model can be told",
+    ),
+    (lambda a: a.pop('embedding/bias'), 'missing  embedding/bias'),
+    (
+      lambda a: a.update(
+        {'Transformer/posembed_input/pos_embedding': np.zeros((1, 16, 16))}
+      ),
+      r'of 15 patches, which a grid of 3 x 3 is not; pass grid=\(rows, col',
+    ),
+  ],
+)
+def test_loading_is_strict(change, message, tmp_path):
+  save(tmp_path / 'x.npz', 'token')
+  arrays = files.read(tmp_path / 'x.npz')
+  change(arrays)
+  files.write(tmp_path / 'bad.npz', arrays)
+  with pytest.raises(ValueError, match=message) as error:
+    weights.load(tmp_path / 'bad.npz')
+  assert 'bad.npz' in str(error.value)
+
+
+def test_what_is_no_checkpoint(tmp_path):
+  with pytest.raises(ValueError, match="checkpoint='vit_b16_i21' is unknown "):
+    weights.load('vit_b16_i21')
+  with pytest.raises(ValueError, match='x.npz cannot be read: it does not exi'):
+    weights.load(tmp_path / 'x.npz')
+  with pytest.raises(ValueError, match='is a folder without checkpoint'):
+    weights.load(tmp_path)
+  files.write(tmp_path / 'x.npz', {'w': np.zeros(3)})
+  with pytest.raises(
+    ValueError, match='of no layout that is known .* it has w'
+  ):
+    weights.load(tmp_path / 'x.npz')
+
+
+def test_rectangles_need_their_grid(tmp_path):
+  model = models.build(**VIT)
+  shapes = describe.shapes(model, (8, 24))
+  params = {k: np.ones(v.shape, 'f4') for k, v in shapes.items()}
+  tree = describe.unflatten(params)
+  with pytest.raises(
+    ValueError, match='12 patches, .* pass image_size=\\(heig'
+  ):
+    weights.save(tmp_path / 'x.npz', model, tree)
+  weights.save(tmp_path / 'x.npz', model, tree, image_size=(8, 24))
+  with pytest.raises(ValueError, match='of 12 patches.*pass grid='):
+    weights.load(tmp_path / 'x.npz')
+  loaded = weights.load_checkpoint(tmp_path / 'x.npz', grid=(2, 6))
+  assert loaded.image_size == (8, 24)
+  assert loaded.preprocess == 'resize(8, 24)'
+  weights.save(tmp_path / 'x.safetensors', model, tree, image_size=(8, 24))
+  again = weights.load_checkpoint(tmp_path / 'x.safetensors')
+  assert again.image_size == (8, 24)
+
+
+def test_number_of_heads_of_pytorch_files(tmp_path):
+  model, params = save(tmp_path / 'x.safetensors', 'token')
+  arrays = files.read(tmp_path / 'x.safetensors')
+  files.write(tmp_path / 'plain.safetensors', arrays)  # as timm writes it
+  with pytest.raises(ValueError, match='hidden_size=16 is split.*num_heads='):
+    weights.load(tmp_path / 'plain.safetensors')
+  loaded, tree = weights.load(
+    tmp_path / 'plain.safetensors', num_heads=2, gelu='tanh'
+  )
+  assert loaded == model
+  assert_same(describe.flatten(tree), params)
+
+
+def test_what_a_layout_cannot_hold(tmp_path):
+  def refuse(path, message, **kwargs):
+    model = models.build(**(VIT | kwargs))
+    shapes = describe.shapes(model, (16, 16))
+    tree = describe.unflatten(
+      {k: np.zeros(v.shape, 'f4') for k, v in shapes.items()}
+    )
+    with pytest.raises(ValueError, match=message):
+      weights.save(tmp_path / path, model, tree)
+    assert not list(tmp_path.iterdir())
+
+  refuse(
+    'x.npz',
+    "models with gelu='tanh', but this one has 'exact'; save it",
+    gelu='exact',
+  )
+  refuse(
+    'x.npz',
+    'no place for position_embedding_column, .* as Orbax',
+    position_embedding='2d',
+  )
+  refuse(
+    'x.safetensors',
+    'timm files have no place for pre_logits/bias',
+    pre_logits=True,
+  )
+  refuse('x.pth', "no layout follows from the suffix '.pth'; use .npz")
+  model, params = made('pre_logits')
+  with pytest.raises(ValueError, match='no pre_logits before a head; convert'):
+    weights.save(
+      tmp_path / 'x', model, describe.unflatten(params), to='huggingface'
+    )
+
+
+def test_nothing_is_overwritten_unless_asked(tmp_path):
+  for path, to in (('x.npz', None), ('x', None), ('hf', 'huggingface')):
+    save(tmp_path / path, 'token', to=to)
+    with pytest.raises(
+      ValueError, match='exists, and is not to be overwritten'
+    ):
+      save(tmp_path / path, 'token', to=to)
+    save(tmp_path / path, 'token', to=to, overwrite=True)
+
+
+def test_report_joins_layers():
+  lines = [
+    report.Line('renamed', f'block_{i}/unit/bias', 'blocks/bias', '(3,)')
+    for i in range(12)
+  ]
+  assert report.table(lines).splitlines()[1].split() == [
+    'renamed', 'block_{0..11}/unit/bias', 'blocks/bias', '(3,)',
+  ]  # fmt: skip
+  assert report.counts(lines) == '12 renamed'
