@@ -22,8 +22,8 @@ are the median minus 1, and the quartiles:
                             share of the real step: what the noise of the two
                             above hides.
 
-Model FLOPs are 3 times the forward pass's, 2 for a multiply-add, counted by XLA
-in the program; what `--remat` computes again does not count.
+Model FLOPs are 3 times the forward pass's, 2 for a multiply-add, counted by
+`vit_jax.flops`; what `--remat` computes again does not count.
 """
 
 import contextlib
@@ -40,20 +40,21 @@ import numpy as np
 from absl import app, flags, logging
 
 from configs import common
-from vit_jax import models, objectives, optimizers, sharding, train
+from vit_jax import flops, models, objectives, optimizers, sharding, train
 from vit_jax.data import datasets, pipeline, sources
+from vit_jax.models import layers
 
 _VARIANT = flags.DEFINE_string('variant', 'Ti/16', 'Model, such as B/16.')
 _IMAGE_SIZE = flags.DEFINE_integer('image_size', 64, 'Side, in pixels.')
 _BATCH_SIZE = flags.DEFINE_integer('batch_size', 8, 'Over all devices.')
 _DTYPE = flags.DEFINE_enum(
-  'dtype', 'float32', list(models.vit.DTYPES), 'Of the matrix products.'
+  'dtype', 'float32', list(layers.DTYPES), 'Of the matrix products.'
 )
 _UNROLL = flags.DEFINE_integer(
   'unroll', 1, 'Blocks in one turn of the scan over depth.'
 )
 _REMAT = flags.DEFINE_enum(
-  'remat', 'none', list(models.vit.REMAT_POLICIES), 'What is computed again.'
+  'remat', 'none', list(layers.REMAT_POLICIES), 'What is computed again.'
 )
 _PARAMS = flags.DEFINE_enum(
   'params', 'replicate', list(sharding.LAYOUTS), 'Layout of the parameters.'
@@ -68,24 +69,6 @@ _REPEATS = flags.DEFINE_integer(
 _LOG_EVERY = flags.DEFINE_integer(
   'log_every', 5, 'Steps between two lines of metrics; it divides --steps.'
 )
-
-# Peak bf16 FLOP/s (dense) of a device as JAX counts them, a core on TPU v2 and
-# v3. Source: "System architecture" at cloud.google.com/tpu/docs, NVIDIA's data
-# sheets.
-_PEAKS = {
-  'TPU v2': 22.5e12,
-  'TPU v3': 61.5e12,
-  'TPU v4': 275e12,
-  'TPU v5 lite': 197e12,
-  'TPU v5': 459e12,
-  'TPU v5p': 459e12,
-  'TPU v6 lite': 918e12,
-  'NVIDIA A100-SXM4-40GB': 312e12,
-  'NVIDIA A100-SXM4-80GB': 312e12,
-  'NVIDIA A100 80GB PCIe': 312e12,
-  'NVIDIA H100 80GB HBM3': 989.4e12,
-  'NVIDIA H200': 989.4e12,
-}
 
 
 def main(argv):
@@ -173,8 +156,10 @@ def measure_step(config, mesh):
   windows = [time_steps(_STEPS.value) for _ in range(3)]
   seconds = statistics.median(windows) / _STEPS.value
   device = mesh.devices.flat[0]
-  flops = 3 * forward_flops(model, image_shape) * _BATCH_SIZE.value / seconds
-  peak = _PEAKS.get(device.device_kind)
+  images = jax.ShapeDtypeStruct((_BATCH_SIZE.value, *image_shape), np.uint8)
+  forward = flops.count(objective.predict, state.params, images).flops
+  flops_per_second = 3 * forward / seconds
+  peak = flops.PEAKS.get(device.device_kind)
   memory = compiled.memory_analysis()
   result = {
     'model': f'ViT-{_VARIANT.value}',
@@ -188,8 +173,8 @@ def measure_step(config, mesh):
     'params': _PARAMS.value,
     'images_per_second': round(_BATCH_SIZE.value / seconds, 1),
     'step_milliseconds': round(seconds * 1e3, 2),
-    'model_flops_per_second': round(flops),
-    'mfu': peak and round(flops / (peak * mesh.size), 4),
+    'model_flops_per_second': round(flops_per_second),
+    'mfu': peak and round(flops_per_second / (peak * mesh.size), 4),
     'peak_memory_bytes': memory.argument_size_in_bytes
     + memory.temp_size_in_bytes
     + memory.output_size_in_bytes
@@ -200,15 +185,6 @@ def measure_step(config, mesh):
     'compile_seconds': round(compile_seconds, 2),
   }
   return result, time_steps
-
-
-def forward_flops(model, image_shape):
-  """Returns the FLOPs of the model's forward pass on one image."""
-  # XLA counts a loop's body once, so put all blocks into it.
-  model = model.clone(unroll=model.depth, remat='none')
-  images = jax.ShapeDtypeStruct((1, *image_shape), 'float32')
-  params = jax.eval_shape(model.init, jax.random.key(0), images)
-  return jax.jit(model.apply).lower(params, images).cost_analysis()['flops']
 
 
 def measure_loop(config, mesh, time_bare_steps):

@@ -67,6 +67,11 @@ def base():
   c.step.accum_steps = 1
   c.step.ema_decay = 0.0  # 0: no Polyak average
 
+  c.init = ConfigDict()  # weights.load_into: start from other weights
+  c.init.checkpoint = ''  # path or public name; '' starts from scratch
+  c.init.reset = ('head/.*', 'pre_logits/.*')  # regexes of what starts anew
+  c.init.resize = 'linear'  # linear | cubic, of position embeddings
+
   c.mesh = ConfigDict()  # sharding.make_mesh; -1: all devices
   c.mesh.data = -1
   c.mesh.model = 1

@@ -22,7 +22,8 @@ SHAPES = jax.eval_shape(lambda: STATE)
 
 
 def manager(workdir, config=CONFIG, shapes=SHAPES, **kwargs):
-  return checkpoint.Manager(workdir, config, shapes, **kwargs)
+  inputs = {'image_shape': (8, 8, 3)}
+  return checkpoint.Manager(workdir, config, shapes, inputs, **kwargs)
 
 
 def test_saves_keep_the_last_and_describe_themselves(tmp_path, make_mesh):
@@ -35,6 +36,8 @@ def test_saves_keep_the_last_and_describe_themselves(tmp_path, make_mesh):
   assert sorted(os.listdir(folder)) == ['2', '3']
   (config,) = (folder / '3' / 'config').glob('metadata')
   assert json.loads(config.read_text()) == json.loads(json.dumps(CONFIG))
+  (inputs,) = (folder / '3' / 'inputs').glob('metadata')
+  assert json.loads(inputs.read_text()) == {'image_shape': [8, 8, 3]}
 
   # Onto other devices: the layout is the new run's.
   layout = sharding.layout(SHAPES, make_mesh(4), [('w', ('data',))])

@@ -15,6 +15,7 @@ from vit_jax import (
   optimizers,
   sharding,
   train,
+  weights,
 )
 from vit_jax.data import datasets, pipeline, preprocess
 
@@ -83,6 +84,7 @@ def test_sections_are_arguments_of_their_functions(name, argument):
   binds(sharding.make_mesh, c.mesh)
   binds(sharding.layout, c.sharding, shapes=None, mesh=None)
   binds(checkpoint.Manager, c.checkpoint, workdir='', config={}, shapes={})
+  binds(weights.load_into, c.init, state=None, model=None, image_size=None)
   binds(pipeline.TrainData, c.train, mesh=None, seed=0)
   assert c.model.num_classes == datasets.DATASETS[c.train.dataset].num_classes
   for row in [c.train, *c.evals.values()]:

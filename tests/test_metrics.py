@@ -9,8 +9,10 @@ from etils import epath
 from vit_jax import metrics
 
 
-def writer(path, first_step=0, total_steps=100):
-  return metrics.Writer(epath.Path(path), 10, total_steps, first_step)
+def writer(path, first_step=0, total_steps=100, peak_seconds=None):
+  return metrics.Writer(
+    epath.Path(path), 10, total_steps, first_step, peak_seconds
+  )
 
 
 def lines(path):
@@ -28,11 +30,12 @@ def test_lines_are_flat_numbers(tmp_path):
   assert second == {'step': 1, 'test/accuracy': 0.25}
 
 
-def test_images_per_second_leave_evaluations_out(tmp_path, monkeypatch):
+def test_images_per_second_leave_evaluations_out(tmp_path, monkeypatch, capsys):
+  """And so does the MFU, of steps that would take 0.1 s at the peak."""
   clock = iter([0.0, 100.0, 102.0, 150.0, 154.0, 154.0])
   now = [0.0]
   monkeypatch.setattr(metrics.time, 'perf_counter', lambda: now[0])
-  with writer(tmp_path) as w:
+  with writer(tmp_path, peak_seconds=0.1) as w:
     now[0] = next(clock)  # the first step compiles until 100
     now[0] = next(clock)
     w.start_clock(1)
@@ -44,6 +47,9 @@ def test_images_per_second_leave_evaluations_out(tmp_path, monkeypatch):
     w.scalars(10, 'train', {'loss': 1.0})
   rates = [x.get('train/images_per_second') for x in lines(tmp_path)]
   assert rates == [20.0, None, 12.5]
+  mfus = [x.get('train/mfu') for x in lines(tmp_path)]
+  assert mfus == pytest.approx([0.2, None, 0.125])
+  assert '12 images/s  12% MFU' in capsys.readouterr().out
 
 
 def test_a_resumed_run_drops_what_is_done_again(tmp_path):

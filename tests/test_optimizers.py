@@ -83,3 +83,23 @@ def test_learning_rate_warms_up_and_decays(decay, expected):
 def test_mistakes_are_explained(kwargs, message):
   with pytest.raises(ValueError, match=message):
     optimizers.build(total_steps=10, **kwargs)
+
+
+@pytest.mark.parametrize(
+  ('steps', 'epochs', 'expected'),
+  [(7, None, 7), (0, None, 0), (None, 2, 20), (None, 1.55, 15)],
+)
+def test_resolve_steps(steps, epochs, expected):
+  assert optimizers.resolve_steps(steps, epochs, 1000, 100) == expected
+
+
+@pytest.mark.parametrize(
+  ('steps', 'epochs'), [(None, None), (1, 1.0), (-1, None), ('9', None)]
+)
+def test_resolve_steps_wants_exactly_one(steps, epochs):
+  with pytest.raises(ValueError, match=r'config.total_steps=.*set exactly one'):
+    optimizers.resolve_steps(steps, epochs, 1000, 100)
+  with pytest.raises(
+    ValueError, match='total_epochs=0.05 of 1000 .* least 0.1'
+  ):
+    optimizers.resolve_steps(None, 0.05, 1000, 100)

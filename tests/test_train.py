@@ -17,6 +17,7 @@ from vit_jax import (
   optimizers,
   sharding,
   train,
+  weights,
 )
 from vit_jax.data import datasets, pipeline, sources
 
@@ -148,26 +149,6 @@ def test_a_step_is_the_gradients_update_by_hand():
     after.params['head']['bias'], -0.5 * gradient, atol=1e-6
   )
   np.testing.assert_allclose(stats['loss'], np.log(10), rtol=1e-6)
-
-
-@pytest.mark.parametrize(
-  ('steps', 'epochs', 'expected'),
-  [(7, None, 7), (0, None, 0), (None, 2, 20), (None, 1.55, 15)],
-)
-def test_resolve_steps(steps, epochs, expected):
-  assert train.resolve_steps(steps, epochs, 1000, 100) == expected
-
-
-@pytest.mark.parametrize(
-  ('steps', 'epochs'), [(None, None), (1, 1.0), (-1, None), ('9', None)]
-)
-def test_resolve_steps_wants_exactly_one(steps, epochs):
-  with pytest.raises(ValueError, match=r'config.total_steps=.*set exactly one'):
-    train.resolve_steps(steps, epochs, 1000, 100)
-  with pytest.raises(
-    ValueError, match='total_epochs=0.05 of 1000 .* least 0.1'
-  ):
-    train.resolve_steps(None, 0.05, 1000, 100)
 
 
 @pytest.mark.parametrize(
@@ -349,3 +330,59 @@ def test_mistakes_are_explained_and_nothing_is_written(
   with pytest.raises(ValueError, match=message):
     train.train(tiny_config, workdir)
   assert not workdir.exists()
+
+
+def test_starts_from_the_weights_of_another_run(tiny_config, tmp_path, capsys):
+  """A head for other labels, other image sizes, sharded; then resumes."""
+  tiny_config.total_steps = 2
+  first = train.train(tiny_config, tmp_path / 'first')
+  second = tiny_config.copy_and_resolve_references()
+  second.total_steps = 0
+  second.train.preprocess = 'resize(16)'
+  second.evals = {}
+  second.step.ema_decay = 0.5
+  second.sharding.params = 'fsdp'
+  second.init.checkpoint = str(tmp_path / 'first')
+  capsys.readouterr()
+  state = train.train(second, tmp_path / 'second')
+  out = capsys.readouterr().out
+  assert re.search(r'resized +position_embedding .*5, 16\) -> \(1, 17, 16', out)
+  assert re.search(r'reset +- +head/kernel', out)
+  assert not state.params['head']['kernel'].any()
+  assert state.params['position_embedding'].shape == (1, 17, 16)
+  for params in (state.params, state.average):
+    np.testing.assert_array_equal(
+      params['blocks']['mlp_in']['kernel'],
+      first.params['blocks']['mlp_in']['kernel'],
+    )
+  # Not the average is trained but the parameters, and both may be given away.
+  # The first step only moves the new head, which starts at 0.
+  second.total_steps, second.optimizer.warmup_steps = 2, 0
+  state = train.train(second, tmp_path / 'third')
+  old, new = (
+    jax.device_get(s.params['blocks']['mlp_in']['kernel'])
+    for s in (first, state)
+  )
+  average = jax.device_get(state.average['blocks']['mlp_in']['kernel'])
+  assert abs(new - old).max() > 0
+  np.testing.assert_allclose(average, (old + new) / 2, atol=1e-6)
+
+  # Runs describe themselves, and their averages are what is loaded.
+  loaded = weights.load_checkpoint(tmp_path / 'third')
+  assert loaded.image_size == (16, 16)
+  assert loaded.labels == tuple('0123456789')
+  for a, b in zip(
+    *map(jax.tree.leaves, (loaded.params, state.average)), strict=True
+  ):
+    np.testing.assert_array_equal(a, b)
+  loaded = weights.load_checkpoint(tmp_path / 'first' / 'checkpoints')
+  assert loaded.preprocess == ''  # as its evaluation does
+  assert loaded.model == models.build(**tiny_config.model)
+
+
+def test_weights_that_do_not_fit_are_explained(tiny_config, tmp_path):
+  tiny_config.init.checkpoint = str(tmp_path / 'nothing')
+  with pytest.raises(
+    ValueError, match=r'config.init.checkpoint: .*nothing does not e'
+  ):
+    train.train(tiny_config, tmp_path / 'run')

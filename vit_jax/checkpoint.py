@@ -1,8 +1,8 @@
 """Checkpoints: saved while training goes on, whole or not at all.
 
-A run's folder holds `config.json` and `checkpoints/STEP/{state,config}`. Orbax
-writes each into a temporary folder that is renamed when it is complete, so that
-a process killed at any moment leaves the last complete one.
+A run's folder holds `config.json` and `checkpoints/STEP/{state,config,inputs}`.
+Orbax writes each into a temporary folder that is renamed when it is complete,
+so that a process killed at any moment leaves the last complete one.
 """
 
 import json
@@ -39,7 +39,7 @@ class Manager:
     workdir: the run's folder, an absolute `epath.Path`.
   """
 
-  def __init__(self, workdir, config, shapes, every=1000, keep=2):
+  def __init__(self, workdir, config, shapes, inputs=None, every=1000, keep=2):
     """Opens a run's folder, or makes it.
 
     Args:
@@ -47,6 +47,7 @@ class Manager:
       config: dict, saved beside the arrays so that a checkpoint describes
         itself.
       shapes: tree of `jax.ShapeDtypeStruct` of the state.
+      inputs: dict, saved likewise: 'image_shape', (height, width, channels).
       every: number of steps between two checkpoints.
       keep: how many of the last ones are kept.
 
@@ -60,6 +61,7 @@ class Manager:
         raise ValueError(f'config.checkpoint.{name}={value} is not at least 1.')
     self.workdir = epath.Path(workdir).expanduser().resolve()
     self._config = json.loads(json.dumps(config))  # tuples are lists there
+    self._inputs = inputs or {}
     self._shapes, self._every = shapes, every
     self._directory = self.workdir / 'checkpoints'
     self._signal, self._old_handlers = None, {}
@@ -155,6 +157,7 @@ class Manager:
     args = ocp.args.Composite(
       state=ocp.args.StandardSave(state),
       config=ocp.args.JsonSave(self._config),
+      inputs=ocp.args.JsonSave(self._inputs),
     )
     self._explain_failure(lambda: self._manager.save(step, args=args))
 

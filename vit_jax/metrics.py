@@ -16,7 +16,9 @@ import jax
 class Writer:
   """Writes scalars; a context that leaves the files closed and whole."""
 
-  def __init__(self, workdir, batch_size, total_steps, first_step):
+  def __init__(
+    self, workdir, batch_size, total_steps, first_step, peak_seconds=None
+  ):
     """Opens the files.
 
     Args:
@@ -26,7 +28,10 @@ class Writer:
       first_step: number of updates done so far. What metrics.jsonl says of
         later ones, and of evaluations at that step, is dropped: it is done
         again.
+      peak_seconds: how long a step would take at the devices' peak, if that is
+        known, for the model FLOP/s utilisation (MFU).
     """
+    self._peak_seconds = peak_seconds
     self._batch_size, self._total_steps = batch_size, total_steps
     self._latest = {}  # section -> its last scalars
     self._finite_step = self._first_step = self._mark_step = first_step
@@ -64,7 +69,8 @@ class Writer:
       step: number of updates done.
       section: 'train', or an evaluation's name.
       values: dict of scalars, on device or host. To 'train' is added
-        'images_per_second', not counting the time of evaluations.
+        'images_per_second', not counting the time of evaluations, and 'mfu'
+        where the devices' peak is known.
 
     Raises:
       FloatingPointError: if a value is nan or infinite.
@@ -88,6 +94,8 @@ class Writer:
       if step > self._mark_step:
         rate = (step - self._mark_step) * self._batch_size / (now - self._mark)
         values['images_per_second'] = rate
+        if self._peak_seconds:
+          values['mfu'] = self._peak_seconds * rate / self._batch_size
     self._mark, self._mark_step = now, step
     self._latest[section] = values
     if self._is_writer:
@@ -121,6 +129,8 @@ class Writer:
     ]
     if 'images_per_second' in values:
       parts.append(f'{values["images_per_second"]:,.0f} images/s')
+    if 'mfu' in values:
+      parts.append(f'{values["mfu"]:.0%} MFU')
     if step > self._first_step:
       elapsed = time.perf_counter() - self._start
       rest = (self._total_steps - step) / (step - self._first_step)

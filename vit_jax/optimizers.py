@@ -75,6 +75,43 @@ def build(
   return tx, learning_rate
 
 
+def resolve_steps(total_steps, total_epochs, num_examples, batch_size):
+  """Returns the number of updates of a run.
+
+  Args:
+    total_steps: the number itself, or None.
+    total_epochs: passes over the training set, or None; exactly one is given.
+    num_examples: the length of an epoch.
+    batch_size: B.
+
+  Raises:
+    ValueError: if both or neither are given, or either is negative, or the
+      epochs are less than one step.
+  """
+  given = [x for x in (total_steps, total_epochs) if x is not None]
+  if len(given) != 1 or not (
+    isinstance(total_steps, int | None)
+    and isinstance(total_epochs, int | float | None)
+    and given[0] >= 0
+  ):
+    raise ValueError(
+      f'config.total_steps={total_steps!r} and config.total_epochs='
+      f'{total_epochs!r}: set exactly one of them, to a number of 0 or more, '
+      'and the other to None.'
+    )
+  if total_steps is not None:
+    return total_steps
+  # The smallest share keeps 0.57 * 100 from being 56.
+  steps = int(total_epochs * num_examples / batch_size + 1e-6)
+  if total_epochs and not steps:
+    raise ValueError(
+      f'config.total_epochs={total_epochs} of {num_examples} examples is less '
+      f'than one step of config.train.batch_size={batch_size}; use at least '
+      f'{batch_size / num_examples:.3g}, or 0 to only evaluate.'
+    )
+  return steps
+
+
 def _adam():
   """Adam(0.9, 0.999), epsilon 1e-8, with bias correction (1412.6980)."""
   return optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8)

@@ -9,19 +9,22 @@ import optax
 from vit_jax import (
   checkpoint,
   evaluators,
+  flops,
   metrics,
   models,
   names,
   objectives,
   optimizers,
   sharding,
+  weights,
 )
 from vit_jax.data import pipeline
 
 # The config's fields; each section is the keyword arguments of one function.
 FIELDS = (
   'seed', 'log_every', 'total_steps', 'total_epochs', 'model', 'objective',
-  'train', 'optimizer', 'step', 'mesh', 'sharding', 'checkpoint', 'evals',
+  'train', 'optimizer', 'step', 'init', 'mesh', 'sharding', 'checkpoint',
+  'evals',
 )  # fmt: skip
 
 
@@ -129,43 +132,6 @@ def make_train_step(objective, tx, accum_steps=1, ema_decay=0.0):
   return train_step
 
 
-def resolve_steps(total_steps, total_epochs, num_examples, batch_size):
-  """Returns the number of updates of a run.
-
-  Args:
-    total_steps: the number itself, or None.
-    total_epochs: passes over the training set, or None; exactly one is given.
-    num_examples: the length of an epoch.
-    batch_size: B.
-
-  Raises:
-    ValueError: if both or neither are given, or either is negative, or the
-      epochs are less than one step.
-  """
-  given = [x for x in (total_steps, total_epochs) if x is not None]
-  if len(given) != 1 or not (
-    isinstance(total_steps, int | None)
-    and isinstance(total_epochs, int | float | None)
-    and given[0] >= 0
-  ):
-    raise ValueError(
-      f'config.total_steps={total_steps!r} and config.total_epochs='
-      f'{total_epochs!r}: set exactly one of them, to a number of 0 or more, '
-      'and the other to None.'
-    )
-  if total_steps is not None:
-    return total_steps
-  # The smallest share keeps 0.57 * 100 from being 56.
-  steps = int(total_epochs * num_examples / batch_size + 1e-6)
-  if total_epochs and not steps:
-    raise ValueError(
-      f'config.total_epochs={total_epochs} of {num_examples} examples is less '
-      f'than one step of config.train.batch_size={batch_size}; use at least '
-      f'{batch_size / num_examples:.3g}, or 0 to only evaluate.'
-    )
-  return steps
-
-
 def train(config, workdir):
   """Trains, and evaluates, what a config says; the config alone differs.
 
@@ -201,7 +167,7 @@ def train(config, workdir):
   data = call(pipeline.TrainData, 'train', mesh=mesh, seed=config.seed)
   _check_classes(config, data)
   B, A = config.train.batch_size, config.step.accum_steps
-  total_steps = resolve_steps(
+  total_steps = optimizers.resolve_steps(
     config.total_steps, config.total_epochs, data.num_examples, B
   )
   tx, learning_rate = call(
@@ -223,6 +189,10 @@ def train(config, workdir):
     train_step, donate_argnums=0, out_shardings=(layout, None)
   )
 
+  peak_seconds = flops.step_seconds_at_peak(
+    objective.predict, shapes.params, (B, *data.image_shape), mesh
+  )
+
   # Nothing is written before this line, and names, sizes and data of the config
   # are checked by then.
   checkpoints = call(
@@ -231,17 +201,21 @@ def train(config, workdir):
     workdir=workdir,
     config=config.to_dict(),
     shapes=shapes,
+    inputs=dict(image_shape=data.image_shape),
   )
   with checkpoints, sharding.activations(mesh):
-    # Start from, in this order: this run's own checkpoint; scratch.
-    state = checkpoints.restore_latest(layout)
+    # Start from, in this order: this run's own checkpoint; another run's
+    # weights; scratch.
+    state, loaded = checkpoints.restore_latest(layout), ''
     if state is None:
       state = jax.jit(init, out_shardings=layout)(rng)
+      start = dict(state=state, model=model, image_size=data.image_shape[:2])
+      state, loaded = call(weights.load_into, 'init', **start)
     first_step = int(state.step)
     with metrics.Writer(
-      checkpoints.workdir, B, total_steps, first_step
+      checkpoints.workdir, B, total_steps, first_step, peak_seconds
     ) as writer:
-      writer.say(_headline(model, state, mesh, data, total_steps))
+      writer.say(_headline(model, state, mesh, data, total_steps) + loaded)
       # The run may have been stopped before it did this.
       if first_step or not total_steps:
         _evaluate(evals, state, first_step, total_steps, writer)

@@ -19,8 +19,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from vit_jax import command_line, models
-from vit_jax.analysis import flops
+from vit_jax import command_line, flops, models
 
 # Training images of data sets, so that nobody needs the data to ask what a run
 # takes: JFT's as in the paper (Section 4.1), else as published.

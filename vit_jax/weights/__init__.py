@@ -154,7 +154,7 @@ def load_into(
   average = state.average
   if average is not None:
     average = jax.tree.map(_place, params, average)
-  table = f'{checkpoint}: {report.counts(lines)}\n{report.table(lines)}'
+  table = f'\n{checkpoint}: {report.counts(lines)}\n{report.table(lines)}'
   return state._replace(params=params, average=average), table
 
 
@@ -191,7 +191,7 @@ def _merge(read, adapted):
 
 def _preprocess(source, size):
   """Returns how images are made for the model."""
-  if source.preprocess and size == source.image_size:
+  if source.preprocess is not None and size == source.image_size:
     return source.preprocess
   height, width = size
   if height != width:

@@ -41,7 +41,7 @@ def load(path):
   Raises:
     ValueError: if it is damaged.
   """
-  path = epath.Path(path)
+  path = _absolute(path)
   try:
     config = _read_json(path / 'config')
     inputs = _read_json(path / 'inputs') if (path / 'inputs').exists() else {}
@@ -85,17 +85,31 @@ def save(path, params, arguments, inputs, overwrite):
     arguments: dict, the arguments of models.build.
     inputs: dict, see `load`.
     overwrite: whether the folder may be replaced.
+
+  Raises:
+    ValueError: if it cannot be written.
   """
-  with _checkpointer() as checkpointer:
-    checkpointer.save(
-      epath.Path(path),
-      args=ocp.args.Composite(
-        state=ocp.args.PyTreeSave({'params': params}),
-        config=ocp.args.JsonSave({'model': arguments}),
-        inputs=ocp.args.JsonSave(inputs),
-      ),
-      force=overwrite,
-    )
+  try:
+    with _checkpointer() as checkpointer:
+      checkpointer.save(
+        _absolute(path),
+        args=ocp.args.Composite(
+          state=ocp.args.PyTreeSave({'params': params}),
+          config=ocp.args.JsonSave({'model': arguments}),
+          inputs=ocp.args.JsonSave(inputs),
+        ),
+        force=overwrite,
+      )
+  except Exception as error:  # tensorstore has many kinds
+    raise ValueError(
+      f'{path} cannot be written: {error}; mend that, or choose another name.'
+    ) from None
+
+
+def _absolute(path):
+  # Orbax takes no others; `resolve` would break gs://.
+  path = epath.Path(path)
+  return path if path.is_absolute() else path.resolve()
 
 
 def _checkpointer():

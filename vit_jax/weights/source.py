@@ -88,8 +88,13 @@ def read(path, grid=None, **overrides):
         'model.safetensors.'
       )
     file /= 'model.safetensors'
-  elif '/' not in text and '.' not in text and not file.exists():
-    names.lookup(public.WEIGHTS, text, 'checkpoint')
+  elif not file.exists() and not file.suffix:
+    if '/' not in text:
+      names.lookup(public.WEIGHTS, text, 'checkpoint')
+    raise ValueError(
+      f'{text} does not exist; give the path of a file or run, or a name that '
+      '`python -m vit_jax.weights list` shows.'
+    )
   return _read_file(text, file, _config_beside(file), grid, overrides)
 
 

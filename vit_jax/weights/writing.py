@@ -101,6 +101,12 @@ def _save_orbax(path, model, params, size, overwrite):
     raise ValueError(
       f'{path} exists, and is not to be overwritten; choose another name.'
     )
+  # Orbax would remove all that is there, photos too.
+  if path.exists() and orbax.find(path) != path:
+    raise ValueError(
+      f'{path} is not one checkpoint, so it is not overwritten; choose another '
+      'name.'
+    )
   inputs = {'image_shape': [*size, 3]}
   orbax.save(path, params, describe.arguments(model), inputs, overwrite)
 

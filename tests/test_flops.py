@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
-from vit_jax.analysis import flops
+from vit_jax import flops
 
 
 def shape(*sizes):

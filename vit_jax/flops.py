@@ -11,6 +11,24 @@ import jax
 import numpy as np
 from jax.extend import core
 
+# Peak bf16 FLOP/s (dense) of a device as JAX counts them, a core on TPU v2 and
+# v3. Source: "System architecture" at cloud.google.com/tpu/docs, NVIDIA's data
+# sheets.
+PEAKS = {
+  'TPU v2': 22.5e12,
+  'TPU v3': 61.5e12,
+  'TPU v4': 275e12,
+  'TPU v5 lite': 197e12,
+  'TPU v5': 459e12,
+  'TPU v5p': 459e12,
+  'TPU v6 lite': 918e12,
+  'NVIDIA A100-SXM4-40GB': 312e12,
+  'NVIDIA A100-SXM4-80GB': 312e12,
+  'NVIDIA A100 80GB PCIe': 312e12,
+  'NVIDIA H100 80GB HBM3': 989.4e12,
+  'NVIDIA H200': 989.4e12,
+}
+
 
 class Count(NamedTuple):
   """What a function computes.
@@ -44,6 +62,26 @@ def count(function, *args):
       values, or a part whose number of runs is set elsewhere.
   """
   return of_jaxpr(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+def step_seconds_at_peak(predict, params, image_shape, mesh):
+  """Returns how long a train step takes at the devices' peak, or None.
+
+  Its FLOPs are 3 times those of the forward pass: what is computed again to
+  save memory does not count.
+
+  Args:
+    predict: (params, uint8 images) -> (logits, features).
+    params: tree of arrays or `jax.ShapeDtypeStruct`.
+    image_shape: (B, height, width, channels), B over all devices.
+    mesh: the device mesh. Where the peak of its devices is not known, as of
+      CPUs, the result is None.
+  """
+  peak = PEAKS.get(mesh.devices.flat[0].device_kind)
+  if peak is None:
+    return None
+  images = jax.ShapeDtypeStruct(image_shape, np.uint8)
+  return 3 * count(predict, params, images).flops / (peak * mesh.size)
 
 
 def of_jaxpr(jaxpr):
