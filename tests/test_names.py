@@ -49,3 +49,12 @@ def test_mask_matches_whole_names():
     'head': {'kernel': True, 'bias': False},
     'kernels': False,
   }
+
+
+def test_of_many_choices_the_nearest_are_shown():
+  table = {f'vit_{i}': i for i in range(98)}
+  with pytest.raises(
+    ValueError, match=r'one of vit_\d.*, \.\.\. \(98 in all\)'
+  ) as e:
+    names.lookup(table, 'vit_x', 'checkpoint')
+  assert len(str(e.value)) < 200

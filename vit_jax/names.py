@@ -11,6 +11,8 @@ import re
 
 import jax
 
+_MANY = 40  # choices, more than an error should show
+
 
 def lookup(table, name, field):
   """Returns `table[name]`.
@@ -21,13 +23,14 @@ def lookup(table, name, field):
     field: what the user wrote it in, such as 'config.model.name'.
 
   Raises:
-    ValueError: with the choices, and the nearest one first if there is one.
+    ValueError: with the choices (the nearest, if they are many), and the
+      nearest one first if there is one.
   """
   if name in table:
     return table[name]
   raise ValueError(
     f'{field}={name!r} is unknown{_did_you_mean(name, table)}; '
-    f'choose one of {", ".join(map(str, sorted(table)))}.'
+    f'choose one of {", ".join(_nearest(name, table))}.'
   )
 
 
@@ -94,6 +97,14 @@ def mask(tree, pattern):
   return jax.tree.map(
     lambda name: re.fullmatch(pattern, name) is not None, leaf_names(tree)
   )
+
+
+def _nearest(name, choices):
+  choices = [str(choice) for choice in sorted(choices)]
+  if len(choices) <= _MANY:
+    return choices
+  nearest = difflib.get_close_matches(str(name), choices, _MANY // 4, 0)
+  return [*nearest, f'... ({len(choices)} in all)']
 
 
 def _did_you_mean(name, choices):

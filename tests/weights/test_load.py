@@ -380,3 +380,85 @@ def test_report_joins_layers():
     'renamed', 'block_{0..11}/unit/bias', 'blocks/bias', '(3,)',
   ]  # fmt: skip
   assert report.counts(lines) == '12 renamed'
+
+
+def test_public_names(tmp_path, monkeypatch):
+  """Files in the cache are loaded by name, as what they are known to be."""
+  monkeypatch.setenv('VIT_JAX_CACHE', str(tmp_path))
+  model, params = save(tmp_path / 'vit_b16_augreg_i21k_i1k_224.npz', 'token')
+  checkpoint = weights.load_checkpoint('vit_b16_augreg_i21k_i1k_224')
+  assert checkpoint.labels[207] == 'golden retriever'
+  assert checkpoint.preprocess == 'resize_small(18)|central_crop(16)'
+  assert_same(describe.flatten(checkpoint.params), params)
+
+  # A mirror of weights that JAX trained keeps its GELU.
+  save(tmp_path / 'x.safetensors', 'token')
+  arrays = files.read(tmp_path / 'x.safetensors')
+  files.write(tmp_path / 'vit_s16_augreg_i21k.safetensors', arrays)
+  mirror = weights.load_checkpoint('vit_s16_augreg_i21k', num_heads=2)
+  assert mirror.model == model
+
+  # DeiT-3 of timm takes pixels normalised by ImageNet's mean and deviation.
+  files.write(tmp_path / 'deit3_b16_i1k_224_timm.safetensors', arrays)
+  deit = weights.load_checkpoint('deit3_b16_i1k_224_timm', num_heads=2)
+  assert deit.model.gelu == 'exact'
+  image = np.random.default_rng(0).uniform(0, 1, (4, 4, 3))
+  normalised = (image - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+  ours = deit.params['embedding']
+  np.testing.assert_allclose(
+    np.tensordot(2 * image - 1, ours['kernel'], 3) + ours['bias'],
+    np.tensordot(normalised, params['embedding/kernel'], 3)
+    + params['embedding/bias'],
+    rtol=1e-5,
+  )
+
+
+@pytest.mark.parametrize(
+  ('text', 'message'),
+  [
+    ('{"image_size": "big"}', "an image size of 'big'"),
+    ('{"hidden_act": "relu"}', "hidden_act='relu'; there is gelu"),
+    ('[1]', 'config.json is no JSON object'),
+    ('{', 'config.json is no JSON object'),
+    ('{"num_attention_heads": 3}', 'does not divide over num_heads=3'),
+    ('{"num_attention_heads": "x"}', 'hf'),
+    ('{"layer_norm_eps": {}}', 'hf'),
+    ('{"image_mean": "abc", "image_std": [1]}', 'hf'),
+  ],
+)
+def test_a_config_beside_is_not_trusted(text, message, tmp_path):
+  save(tmp_path / 'x', 'token', to='huggingface')
+  (tmp_path / 'hf').mkdir()
+  arrays = files.read(tmp_path / 'x' / 'model.safetensors')
+  arrays.pop('vit.embeddings.position_embeddings')
+  if 'big' not in text:
+    arrays = files.read(tmp_path / 'x' / 'model.safetensors')
+  files.write(tmp_path / 'hf' / 'model.safetensors', arrays)
+  (tmp_path / 'hf' / 'config.json').write_text(text)
+  with pytest.raises(ValueError, match=message):
+    weights.load(tmp_path / 'hf', num_heads=None if 'heads' in text else 2)
+
+
+@pytest.mark.parametrize(
+  'metadata', ['{', '[]', '{"name": "vit"}', '{"variant": 3, "name": "vit"}']
+)
+def test_metadata_is_not_trusted(metadata, tmp_path):
+  files.write(
+    tmp_path / 'x.safetensors',
+    {'patch_embed.proj.weight': np.zeros((16, 3, 4, 4), np.float32)},
+    {'vit_jax': metadata},
+  )
+  with pytest.raises(ValueError, match=r'x\.safetensors'):
+    weights.load(tmp_path / 'x.safetensors')
+
+
+def test_a_damaged_run_is_explained(tmp_path):
+  save(tmp_path / 'run', 'token')
+  (tmp_path / 'run' / 'config' / 'metadata').write_text('{"model": {"a": 1}}')
+  with pytest.raises(
+    ValueError, match='config cannot be used .*config.model.a'
+  ):
+    weights.load(tmp_path / 'run')
+  (tmp_path / 'run' / 'config' / 'metadata').write_text('{')
+  with pytest.raises(ValueError, match='cannot be read .* use another checkpo'):
+    weights.load(tmp_path / 'run')

@@ -61,6 +61,7 @@ def read(path, grid=None, **overrides):
     ValueError: as `weights.load_checkpoint`.
   """
   text = str(path)
+  overrides = {k: v for k, v in overrides.items() if v is not None}
   if text in public.WEIGHTS:
     row = public.WEIGHTS[text]
     file = epath.Path(public.fetch(text))
