@@ -1,12 +1,21 @@
 # Two targets do all set-up; both are quick when there is nothing to do.
 #   make quickstart   installs, and trains a ViT on handwritten digits
 #   make test         installs, and runs the whole test suite
+# One more installs PyTorch beside them, which nothing else needs:
+#   make parity       compares models and weights with timm and transformers
 PYTHON ?= python3
 WORKDIR ?= runs/digits
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test
+# What the parity tests compare with. torch comes first and alone, so that
+# nothing asks for another build of it; with their dependencies, timm and
+# torchvision would.
+TORCH := torch==2.13.0
+TRANSFORMERS := transformers==5.23.0
+TIMM := timm==1.0.31 torchvision==0.28.0
+
+.PHONY: quickstart test parity
 .DELETE_ON_ERROR:
 
 quickstart: $(VENV)/.installed
@@ -15,6 +24,9 @@ quickstart: $(VENV)/.installed
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest
 
+parity: $(VENV)/.installed-parity
+	$(BIN)/python -m pytest -m parity tests/parity
+
 $(VENV)/.installed: setup.py | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable .
 	touch $@
@@ -22,6 +34,12 @@ $(VENV)/.installed: setup.py | $(BIN)/python
 $(VENV)/.installed-test: setup.py | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
 	touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-parity: Makefile $(VENV)/.installed-test
+	$(BIN)/python -m pip install --quiet $(TORCH)
+	$(BIN)/python -m pip install --quiet $(TRANSFORMERS)
+	$(BIN)/python -m pip install --quiet --no-deps $(TIMM)
+	touch $@
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \

@@ -34,6 +34,7 @@ setuptools.setup(
     'chex>=0.1.90,<0.2',
     'clu>=0.0.12,<0.1',
     'etils[epath]>=1.12,<2',
+    'flatbuffers>=24,<26',  # jax.export needs it, and does not say so
     'flax>=0.12.8,<0.13',
     'jax>=0.10,<0.13',
     'ml-collections>=1.1,<2',

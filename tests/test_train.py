@@ -347,7 +347,7 @@ def test_starts_from_the_weights_of_another_run(tiny_config, tmp_path, capsys):
   state = train.train(second, tmp_path / 'second')
   out = capsys.readouterr().out
   assert re.search(r'resized +position_embedding .*5, 16\) -> \(1, 17, 16', out)
-  assert re.search(r'reset +- +head/kernel', out)
+  assert re.search(r'reset +head/kernel +head/kernel', out)
   assert not state.params['head']['kernel'].any()
   assert state.params['position_embedding'].shape == (1, 17, 16)
   for params in (state.params, state.average):

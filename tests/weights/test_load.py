@@ -266,7 +266,7 @@ def test_half_precision_is_read_as_float32(tmp_path):
       lambda a: a.update(
         {'Transformer/posembed_input/pos_embedding': np.zeros((1, 16, 16))}
       ),
-      r'of 15 patches, which a grid of 3 x 3 is not; pass grid=\(rows, col',
+      r'of 15 patches, which is no square; pass grid=\(rows, col',
     ),
   ],
 )
@@ -306,6 +306,8 @@ def test_rectangles_need_their_grid(tmp_path):
   weights.save(tmp_path / 'x.npz', model, tree, image_size=(8, 24))
   with pytest.raises(ValueError, match='of 12 patches.*pass grid='):
     weights.load(tmp_path / 'x.npz')
+  with pytest.raises(ValueError, match='which a grid of 3 x 5 is not; pass'):
+    weights.load(tmp_path / 'x.npz', grid=(3, 5))
   loaded = weights.load_checkpoint(tmp_path / 'x.npz', grid=(2, 6))
   assert loaded.image_size == (8, 24)
   assert loaded.preprocess == 'resize(8, 24)'
@@ -462,3 +464,13 @@ def test_a_damaged_run_is_explained(tmp_path):
   (tmp_path / 'run' / 'config' / 'metadata').write_text('{')
   with pytest.raises(ValueError, match='cannot be read .* use another checkpo'):
     weights.load(tmp_path / 'run')
+
+
+@pytest.mark.parametrize('to', ['orbax', 'huggingface'])
+def test_class_names_travel_along(to, tmp_path):
+  names = ('ant', 'bee', 'cat', 'dog', 'eel')
+  save(tmp_path / 'x', 'token', to=to, labels=names, preprocess='resize(16)')
+  checkpoint = weights.load_checkpoint(tmp_path / 'x')
+  assert checkpoint.labels == names
+  if to == 'orbax':
+    assert checkpoint.preprocess == 'resize(16)'

@@ -34,7 +34,7 @@ NUM_IMAGES = {
 JFT_CLASSES = 18_291  # as in configs/common.py
 # Peak bf16 FLOP/s of a TPUv3 core, and the share of it that the paper's H/14
 # reached: 4262 exaFLOPs (Table 6) in 2.5k TPUv3-core-days (Table 2).
-TPU_V3_CORE_PEAK = 61.5e12
+TPU_V3_CORE_PEAK = flops.PEAKS['TPU v3']
 PAPER_EFFICIENCY = 0.32
 SECONDS_A_DAY = 86_400
 

@@ -141,7 +141,7 @@ class ResNet(nn.Module):
     )(images.astype(self.dtype), train)  # fmt: skip
     if self.version == 2:
       x = nn.relu(group_norm(self.version, self.dtype, 'norm')(x))
-    tokens = x.reshape(len(x), -1, x.shape[-1])
+    tokens = x.reshape(x.shape[0], -1, x.shape[-1])
     # The mean of a large map does not fit bfloat16's 8 bits.
     y = tokens.astype(jnp.float32).mean(axis=1)
     logits = layers.head(y, self.num_classes, self.head_bias, self.dtype)

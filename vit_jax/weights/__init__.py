@@ -184,8 +184,12 @@ def _merge(read, adapted):
     by_name.setdefault(line.ours, []).append(line)
   lines = []
   for line in adapted:
-    same = line.status == 'loaded'
-    lines += by_name[line.ours] if same else [line]
+    origin = by_name.get(line.theirs, [])
+    if line.status == 'loaded':
+      lines += origin
+    else:
+      theirs = ', '.join(x.theirs for x in origin[:1]) or line.theirs
+      lines.append(line._replace(theirs=theirs))
   return lines
 
 

@@ -57,7 +57,8 @@ def adapt(params, old, model, initial, grid, reset=(), resize='linear'):
     shape = tuple(start.shape)
     if is_reset(name):
       result[name] = start
-      lines.append(Line('reset', '', name, str(shape)))
+      theirs = name if name in params else ''
+      lines.append(Line('reset', theirs, name, str(shape)))
       continue
     if name not in params:
       lines.append(Line('missing', '', name, str(shape)))

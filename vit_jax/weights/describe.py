@@ -67,9 +67,9 @@ def init(model, size):
 def shapes(model, size):
   """Returns dict from name to `jax.ShapeDtypeStruct` of the parameters."""
   images = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
-  return flatten(
-    jax.eval_shape(model.init, jax.random.key(0), images)['params']
-  )
+  # A real key would start the accelerator.
+  rng = jax.eval_shape(jax.random.key, 0)
+  return flatten(jax.eval_shape(model.init, rng, images)['params'])
 
 
 def flatten(tree):

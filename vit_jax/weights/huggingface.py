@@ -129,7 +129,7 @@ def style(model):
   return TORCH
 
 
-def config_json(model, image_size):
+def config_json(model, image_size, labels=None):
   """Returns dict from file name to what transformers needs beside the arrays.
 
   Raises:
@@ -152,10 +152,8 @@ def config_json(model, image_size):
       'orbax.'
     )
   kind = 'ViTForImageClassification' if model.num_classes else 'ViTModel'
-  labels = {} if not model.num_classes else dict(
-    id2label={str(i): f'LABEL_{i}' for i in range(model.num_classes)},
-    label2id={f'LABEL_{i}': i for i in range(model.num_classes)},
-  )  # fmt: skip
+  labels = labels or [f'LABEL_{i}' for i in range(model.num_classes)]
+  labels = dict(enumerate(labels[: model.num_classes]))
   height, width = image_size
   size = dict(height=height, width=width)
   preprocessor = dict(
@@ -184,6 +182,7 @@ def config_json(model, image_size):
     pooler_act='tanh',
     pooler_output_size=model.hidden_size,
     qkv_bias=True,
-    **labels,
+    id2label={str(i): label for i, label in labels.items()},
+    label2id={label: i for i, label in labels.items()},
   )
   return {'config.json': config, 'preprocessor_config.json': preprocessor}

@@ -93,25 +93,28 @@ def grid(count, given=None):
   side = math.isqrt(max(count, 0))
   rows, columns = given or (side, side)
   if rows * columns != count or count < 1:
+    wrong = f'a grid of {rows} x {columns} is not' if given else 'is no square'
     raise ValueError(
-      f'its position embeddings are of {count} patches, which a grid of {rows} '
-      f'x {columns} is not; pass grid=(rows, columns)'
+      f'its position embeddings are of {count} patches, which {wrong}; pass '
+      'grid=(rows, columns)'
     )
   return rows, columns
 
 
-def with_prefix(positions, num_prefix):
+def with_prefix(positions, num_prefix, grid=None):
   """Returns positions [1, N, D] for the prefix and the patches.
 
   Some models add positions before they prepend class token and registers;
-  adding 0 to these is the same. A table whose length is a square is taken for
-  one of patches alone.
+  adding 0 to these is the same. Unless the grid is known, a table whose length
+  is a square is taken for one of patches alone.
 
   Args:
     positions: [1, N, D], of patches, or of prefix and patches.
     num_prefix: number of tokens before the patches.
+    grid: (rows, columns) of the patches, if it is known.
   """
-  if math.isqrt(positions.shape[1]) ** 2 != positions.shape[1]:
+  count = positions.shape[1]
+  if count != (math.prod(grid) if grid else math.isqrt(count) ** 2):
     return positions
   return np.pad(positions, ((0, 0), (num_prefix, 0), (0, 0)))
 

@@ -3,6 +3,7 @@
 `python -m vit_jax.weights inspect` prints this, also of files that do not load.
 """
 
+import contextlib
 from typing import NamedTuple
 
 import numpy as np
@@ -152,8 +153,9 @@ def _call(arguments):
     if name in ('name', 'variant', 'num_classes'):
       continue
     fewer = {k: v for k, v in kept.items() if k != name}
-    if models.build(**fewer) == model:
-      kept = fewer
+    with contextlib.suppress(ValueError):  # the rest may not go together
+      if models.build(**fewer) == model:
+        kept = fewer
   return f'build({", ".join(f"{k}={v!r}" for k, v in kept.items())})'
 
 

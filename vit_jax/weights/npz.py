@@ -41,7 +41,6 @@ def canonical(arrays, config):
     dict from name to array, and dict from the names of those that were changed
     to what was done.
   """
-  del config
   arrays = _without_prefix(arrays)
   if any(name.startswith(('resnet/', 'root_block/')) for name in arrays):
     return {_bit_name(name): array for name, array in arrays.items()}, {}
@@ -50,7 +49,9 @@ def canonical(arrays, config):
   # big_vision adds positions before the class token.
   positions = arrays.pop('pos_embedding', None)
   if positions is not None:
-    arrays[POSITIONS] = infer.with_prefix(positions, int('cls' in arrays))
+    arrays[POSITIONS] = infer.with_prefix(
+      positions, int('cls' in arrays), config.get('grid')
+    )
     if arrays[POSITIONS] is not positions:
       return arrays, {POSITIONS: 'with 0 for the class token'}
   return arrays, {}

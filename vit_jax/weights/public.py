@@ -48,8 +48,8 @@ class Public(NamedTuple):
   sources: tuple[str, ...]
   labels: str | None
   image_size: int
-  inputs: str = ''
   sha256: tuple[str | None, ...] = ()
+  inputs: str = ''
 
 
 def _read_catalogue():
@@ -74,7 +74,7 @@ def _public(row):
     tuple(sources),
     row['labels'] or None,
     int(row['image_size']),
-    row['inputs'] or '',
+    inputs=row['inputs'] or '',
   )
 
 

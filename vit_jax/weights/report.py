@@ -49,10 +49,7 @@ def table(lines):
     groups.setdefault(key, []).append(line)
   rows = [('', 'in the file', 'in the model', '')]
   for (status, _, ours, note), group in groups.items():
-    theirs = group[0].theirs
-    if len(group) > 1:
-      theirs = f'{theirs} ... {group[-1].theirs.rpartition("/")[2]}'
-      theirs = _span([line.theirs for line in group])
+    theirs = _span([line.theirs for line in group])
     rows.append((status, theirs or '-', ours or '-', note))
   widths = [max(len(row[i]) for row in rows) for i in range(3)]
   return '\n'.join(

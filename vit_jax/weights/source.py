@@ -137,8 +137,9 @@ def _read_file(name, file, config, grid, overrides):
     )
   try:
     own = json.loads(files.metadata(file).get(METADATA, '{}'))
-    grid = grid or own.pop('grid', None)
-    arrays, changed = kind.canonical(arrays, config)
+    own_grid = own.pop('grid', None)
+    grid = grid or own_grid
+    arrays, changed = kind.canonical(arrays, config | dict(grid=grid))
     if not own and overrides.get('num_heads'):
       config = config | dict(num_attention_heads=overrides['num_heads'])
     arguments = own or kind.architecture(arrays, config)
@@ -161,8 +162,17 @@ def _read_file(name, file, config, grid, overrides):
   report.check(lines, name)
   return Source(
     path=name, arguments=arguments, model=model, params=params, image_size=size,
-    grid=grid, preprocess=None, labels=None, report=lines,
+    grid=grid, preprocess=None, labels=_file_labels(config), report=lines,
   )  # fmt: skip
+
+
+def _file_labels(config):
+  """Returns the class names of Hugging Face's config, or None."""
+  by_index = config.get('id2label')
+  if not isinstance(by_index, dict):
+    return None
+  labels = tuple(str(by_index.get(str(i))) for i in range(len(by_index)))
+  return None if 'LABEL_0' in labels else labels
 
 
 def _grid(model, arrays, kind, given):
@@ -212,16 +222,24 @@ def _read_run(name, loaded, overrides):
     lines.append(report.Line(status, k, k, note))
   report.check(lines, name)
   grid = None if describe.is_resnet(model) else describe.grid(model, size)
-  dataset = config.get('train', {}).get('dataset')
-  known = dataset in labels.DATASETS
   return Source(
     path=name, arguments=arguments, model=model, params=params, image_size=size,
-    grid=grid, preprocess=_run_preprocess(config),
-    labels=labels.names_of(dataset) if known else None, report=lines,
+    grid=grid, preprocess=_run_preprocess(config, inputs),
+    labels=_run_labels(config, inputs), report=lines,
   )  # fmt: skip
 
 
-def _run_preprocess(config):
+def _run_labels(config, inputs):
+  """Returns the names of a run's classes, or None if they are not known."""
+  if 'labels' in inputs:
+    return tuple(map(str, inputs['labels']))
+  dataset = config.get('train', {}).get('dataset')
+  return labels.names_of(dataset) if dataset in labels.DATASETS else None
+
+
+def _run_preprocess(config, inputs):
   """Returns how a run evaluates images, or None if it does not say."""
+  if 'preprocess' in inputs:
+    return inputs['preprocess']
   rows = config.get('evals', {}).values()
   return next((r['preprocess'] for r in rows if 'preprocess' in r), None)

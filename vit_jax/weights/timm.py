@@ -42,7 +42,9 @@ def canonical(arrays, config):
     prefix = sum(
       infer.size(arrays, name, 1) for name in ('cls_token', 'reg_token')
     )
-    positions = infer.with_prefix(arrays['pos_embed'], prefix)
+    positions = infer.with_prefix(
+      arrays['pos_embed'], prefix, config.get('grid')
+    )
     if positions is not arrays['pos_embed']:
       changed['pos_embed'] = 'with 0 for the tokens before'
     arrays['pos_embed'] = positions

@@ -16,7 +16,16 @@ _FUNCTION = (
 )  # fmt: skip
 
 
-def save(path, model, params, image_size=None, to=None, overwrite=False):
+def save(
+  path,
+  model,
+  params,
+  image_size=None,
+  to=None,
+  overwrite=False,
+  labels=None,
+  preprocess=None,
+):
   """Writes weights, in a layout that others read as well.
 
   Args:
@@ -28,6 +37,9 @@ def save(path, model, params, image_size=None, to=None, overwrite=False):
     to: 'npz', 'timm', 'huggingface' (a folder for `from_pretrained`) or
       'orbax', if the suffix does not say it.
     overwrite: whether existing files may be replaced.
+    labels: names of the classes, for layouts that keep them: 'orbax' and
+      'huggingface'.
+    preprocess: recipe that makes images for the model, for 'orbax'.
 
   Raises:
     ValueError: if the layout has no place for the model, or the path cannot be
@@ -46,7 +58,12 @@ def save(path, model, params, image_size=None, to=None, overwrite=False):
   grid = _grid(model, flat, image_size)
   if to == 'orbax':
     size = image_size or _image_size(model, grid)
-    _save_orbax(path, model, params, size, overwrite)
+    inputs = {'image_shape': [*size, 3]}
+    if labels is not None:
+      inputs['labels'] = list(labels)
+    if preprocess is not None:
+      inputs['preprocess'] = preprocess
+    _save_orbax(path, model, params, inputs, overwrite)
     return
   kind = LAYOUTS[to]
   arrays = layout.save(flat, kind.rows(model), kind.style(model), to)
@@ -58,7 +75,7 @@ def save(path, model, params, image_size=None, to=None, overwrite=False):
   metadata = {'format': 'pt', METADATA: json.dumps(own)}
   if to == 'huggingface':
     size = _image_size(model, grid)
-    config = huggingface.config_json(model, size)
+    config = huggingface.config_json(model, size, labels)
     arrays = huggingface.with_prefix(arrays)
     folder, path = path, path / 'model.safetensors'
     files.write(path, arrays, metadata, overwrite)
@@ -94,7 +111,7 @@ def _image_size(model, grid):
   return describe.image_size(model, *grid) if grid else (224, 224)
 
 
-def _save_orbax(path, model, params, size, overwrite):
+def _save_orbax(path, model, params, inputs, overwrite):
   from vit_jax.weights import orbax
 
   if path.exists() and not overwrite:
@@ -107,7 +124,6 @@ def _save_orbax(path, model, params, size, overwrite):
       f'{path} is not one checkpoint, so it is not overwritten; choose another '
       'name.'
     )
-  inputs = {'image_shape': [*size, 3]}
   orbax.save(path, params, describe.arguments(model), inputs, overwrite)
 
 
