@@ -111,7 +111,8 @@ def test_every_module_has_its_test():
       'models/variants.py',  # test_vit.py
       'models/axial.py', 'models/bottleneck.py',  # test_resnet.py
       'analysis/__init__.py',  # nothing
-      'weights/__init__.py', 'weights/describe.py', 'weights/huggingface.py',
+      'weights/__init__.py', 'weights/beside.py', 'weights/describe.py',
+      'weights/huggingface.py',
       'weights/infer.py', 'weights/layout.py', 'weights/npz.py',
       'weights/orbax.py', 'weights/report.py', 'weights/source.py',
       'weights/timm.py', 'weights/writing.py',  # test_load.py

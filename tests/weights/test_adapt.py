@@ -121,6 +121,13 @@ def test_another_head_drops_the_class_token(saved, head):
   assert statuses['position_embedding'] == 'resized'
 
 
+def test_another_head_may_keep_the_class_token(saved):
+  path, params = saved()
+  model, tree = weights.load(path, head='gap', class_token=True)
+  assert model.num_prefix == 1
+  np.testing.assert_array_equal(tree['class_token'], params['class_token'])
+
+
 def test_a_class_token_comes_without_position(saved):
   path, params = saved(head='gap')
   flat = describe.flatten(weights.load(path, head='token')[1])

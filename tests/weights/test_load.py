@@ -1,6 +1,7 @@
 """Weights of all layouts: written by hand here as others wrote them."""
 
 import functools
+import json
 import re
 
 import jax
@@ -419,26 +420,93 @@ def test_public_names(tmp_path, monkeypatch):
   ('text', 'message'),
   [
     ('{"image_size": "big"}', "an image size of 'big'"),
-    ('{"hidden_act": "relu"}', "hidden_act='relu'; there is gelu"),
+    ('{"image_size": [3, 0, 4]}', r'an image size of \[3, 0, 4'),
+    ('{"hidden_act": "relu"}', "activation 'relu'; there is gelu"),
+    ('{"hidden_act": []}', None),  # as if it were not there
+    ('{"hidden_act": [1]}', r'activation \[1\]; there is gelu'),
     ('[1]', 'config.json is no JSON object'),
     ('{', 'config.json is no JSON object'),
     ('{"num_attention_heads": 3}', 'does not divide over num_heads=3'),
-    ('{"num_attention_heads": "x"}', 'hf'),
-    ('{"layer_norm_eps": {}}', 'hf'),
-    ('{"image_mean": "abc", "image_std": [1]}', 'hf'),
+    (
+      '{"num_attention_heads": "x"}',
+      "num_attention_heads='x', which is no int",
+    ),
+    ('{"layer_norm_eps": {}}', 'layer_norm_eps={}, which is no float'),
+    ('{"pretrained_cfg": 3}', 'pretrained_cfg=3, which is no dict'),
+    (
+      '{"pretrained_cfg": {"mean": ["a"]}}',
+      r"mean=\['a'\], no numbers",
+    ),
+    (
+      '{"pretrained_cfg": {"mean": [1, 2], "std": [1, 1]}}',
+      r'which its 3 input channels do not have',
+    ),
   ],
 )
 def test_a_config_beside_is_not_trusted(text, message, tmp_path):
   save(tmp_path / 'x', 'token', to='huggingface')
   (tmp_path / 'hf').mkdir()
   arrays = files.read(tmp_path / 'x' / 'model.safetensors')
-  arrays.pop('vit.embeddings.position_embeddings')
-  if 'big' not in text:
-    arrays = files.read(tmp_path / 'x' / 'model.safetensors')
   files.write(tmp_path / 'hf' / 'model.safetensors', arrays)
   (tmp_path / 'hf' / 'config.json').write_text(text)
+  kwargs = {} if 'heads' in text else dict(num_heads=2)
+  if message is None:
+    weights.load(tmp_path / 'hf', **kwargs)
+    return
   with pytest.raises(ValueError, match=message):
-    weights.load(tmp_path / 'hf', num_heads=None if 'heads' in text else 2)
+    weights.load(tmp_path / 'hf', **kwargs)
+
+
+def timm_folder(tmp_path, config, size=(16, 16), **kwargs):
+  """Writes a folder as timm does, without this project's metadata."""
+  model = models.build(**(VIT | kwargs))
+  rng = np.random.default_rng(0)
+  params = {
+    k: rng.normal(size=v.shape).astype('f4')
+    for k, v in describe.shapes(model, size).items()
+  }
+  tree = describe.unflatten(params)
+  weights.save(
+    tmp_path / 'x.safetensors', model, tree, image_size=size, overwrite=True
+  )
+  (tmp_path / 'timm').mkdir(exist_ok=True)
+  arrays = files.read(tmp_path / 'x.safetensors')
+  path = tmp_path / 'timm' / 'model.safetensors'
+  files.write(path, arrays, overwrite=True)
+  (tmp_path / 'timm' / 'config.json').write_text(json.dumps(config))
+  return params
+
+
+def test_what_timms_config_says(tmp_path):
+  config = dict(
+    global_pool='avg',
+    pretrained_cfg=dict(input_size=[3, 8, 32], mean=[0.5] * 3, std=[0.5] * 3),
+    model_args=dict(num_heads=2, act_layer='gelu_tanh'),
+  )
+  params = timm_folder(tmp_path, config, (8, 32), head='gap', class_token=True)
+  checkpoint = weights.load_checkpoint(tmp_path / 'timm')
+  model = checkpoint.model
+  assert (model.head, model.class_token, model.gelu) == ('gap', True, 'tanh')
+  assert checkpoint.image_size == (8, 32)
+  assert_same(describe.flatten(checkpoint.params), params)
+  timm_folder(tmp_path, dict(global_pool='avgmax'))
+  with pytest.raises(ValueError, match="global_pool='avgmax'; there is token"):
+    weights.load(tmp_path / 'timm', num_heads=2)
+
+
+def test_positions_whose_number_happens_to_be_a_square(tmp_path):
+  """A class token and 3 x 5 patches, or 8 registers and 4 x 4: a grid tells."""
+  params = timm_folder(tmp_path, {}, (12, 20))
+  kwargs = dict(num_heads=2, grid=(3, 5))
+  loaded = weights.load(tmp_path / 'timm', **kwargs)[1]
+  assert_same(describe.flatten(loaded), params)
+  own = weights.load(tmp_path / 'x.safetensors', grid=(3, 5))[1]
+  assert_same(describe.flatten(own), params)
+  params = timm_folder(tmp_path, {}, num_registers=8)
+  with pytest.raises(ValueError, match='its 25 position embeddings may be of'):
+    weights.load(tmp_path / 'timm', num_heads=2)
+  loaded = weights.load(tmp_path / 'timm', num_heads=2, grid=(4, 4))[1]
+  assert_same(describe.flatten(loaded), params)
 
 
 @pytest.mark.parametrize(

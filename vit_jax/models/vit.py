@@ -56,8 +56,7 @@ def build(
       'Axial-ViT-B/16': attention within rows, then within columns.
     num_classes: C, the number of logits; 0 for none.
     head: what represents an image, a name in HEADS.
-    pre_logits: whether a tanh layer of size D precedes the last layer, as in
-      the paper's pre-training.
+    pre_logits: whether a tanh layer of size D precedes the last: pre-training.
     head_bias: initial bias of the last layer. About -log(C) lets training with
       sigmoid losses start at the prior of rare classes.
     position_embedding: 'none', '1d' (learned), '2d' (learned, one set an axis),
@@ -73,8 +72,8 @@ def build(
     depth: number of blocks.
     mlp_dim: hidden size of a block's MLP.
     num_heads: H.
-    stem_depths: units per stage of any other ResNet as stem; () for its root
-      alone. The variant's number is then the patch size on its feature map.
+    stem_depths: units per stage of any other ResNet as stem, () for its root.
+      The variant's number is then the patch size on its feature map.
     stem_width: width factor of the stem.
     class_token: whether there is one although the head does not need it.
     num_registers: number of further learned tokens.
@@ -292,9 +291,10 @@ class ViT(nn.Module):
     """Returns what represents the images, [B, D] in `dtype`."""
     if self.head == 'token':
       return x[:, 0]
-    if self.head == 'map':
-      return AttentionPool(
-        self.num_heads, self.mlp_dim, self.gelu, self.norm_epsilon, self.dtype,
-        name='attention_pool',
-      )(x)  # fmt: skip
-    return x[:, self.num_prefix :].mean(axis=1)
+    x = x[:, self.num_prefix :]
+    if self.head == 'gap':
+      return x.mean(axis=1)
+    return AttentionPool(
+      self.num_heads, self.mlp_dim, self.gelu, self.norm_epsilon, self.dtype,
+      name='attention_pool',
+    )(x)  # fmt: skip

@@ -89,8 +89,9 @@ def load_checkpoint(
     reset = (*reset, 'head/.*', 'pre_logits/.*')
   if head is not None:
     wanted['head'] = head
-    wanted.pop('class_token', None)
-    reset = (*reset, 'class_token', 'attention_pool/.*')
+    if 'class_token' not in overrides:
+      wanted.pop('class_token', None)
+    reset = (*reset, 'attention_pool/.*')
   size = source.image_size
   if image_size is not None:
     size = tuple(np.broadcast_to(image_size, 2).tolist())
@@ -98,6 +99,8 @@ def load_checkpoint(
   if wanted != source.arguments or size != source.image_size or reset:
     try:
       model = models.build(**wanted)
+      if head is not None and model.class_token != source.model.class_token:
+        reset = (*reset, 'class_token')
       params, changes = _adapt(
         source, model, describe.init(model, size), size, reset, resize
       )

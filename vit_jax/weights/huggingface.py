@@ -56,35 +56,23 @@ def architecture(arrays, config):
 
   Args:
     arrays: dict from name to array.
-    config: dict of what config.json says, or {}.
+    config: dict, see `beside`.
 
   Raises:
     ValueError: if the arrays are of no model that there is.
   """
   hidden_size, _, patch_size, _ = infer.get(arrays, f'{_PATCHES}.weight').shape
-  gelus = {
-    'gelu': 'exact',
-    'gelu_new': 'tanh',
-    'gelu_pytorch_tanh': 'tanh',
-    'gelu_fast': 'tanh',
-  }
-  activation = config.get('hidden_act', 'gelu')
-  if activation not in gelus:
-    raise ValueError(
-      f'its config.json has hidden_act={activation!r}; there is '
-      f'{", ".join(gelus)}'
-    )
   return infer.vit(
     patch_size=patch_size,
     hidden_size=hidden_size,
     depth=infer.depth(arrays, r'encoder\.layer\.(\d+)\.'),
     mlp_dim=len(infer.get(arrays, 'encoder.layer.0.intermediate.dense.weight')),
-    num_heads=infer.num_heads(hidden_size, config.get('num_attention_heads')),
+    num_heads=infer.num_heads(hidden_size, config.get('num_heads')),
     num_classes=infer.size(arrays, 'classifier.weight', 0),
     head='token',
     pre_logits='pooler.dense.weight' in arrays,
-    gelu=gelus[activation],
-    norm_epsilon=float(config.get('layer_norm_eps', 1e-12)),
+    gelu=config.get('gelu', 'exact'),
+    norm_epsilon=config.get('norm_epsilon', 1e-12),
   )
 
 

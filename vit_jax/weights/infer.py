@@ -101,6 +101,10 @@ def grid(count, given=None):
   return rows, columns
 
 
+def _is_square(count):
+  return count > 0 and math.isqrt(count) ** 2 == count
+
+
 def with_prefix(positions, num_prefix, grid=None):
   """Returns positions [1, N, D] for the prefix and the patches.
 
@@ -114,6 +118,12 @@ def with_prefix(positions, num_prefix, grid=None):
     grid: (rows, columns) of the patches, if it is known.
   """
   count = positions.shape[1]
+  may_be_both = _is_square(count) and _is_square(count - num_prefix)
+  if grid is None and num_prefix and may_be_both:
+    raise ValueError(
+      f'its {count} position embeddings may be of patches alone, or of '
+      f'{num_prefix} tokens before them as well; pass grid=(rows, columns)'
+    )
   if count != (math.prod(grid) if grid else math.isqrt(count) ** 2):
     return positions
   return np.pad(positions, ((0, 0), (num_prefix, 0), (0, 0)))

@@ -8,6 +8,7 @@ from etils import epath
 from vit_jax import models, names
 from vit_jax.data import labels
 from vit_jax.weights import (
+  beside,
   describe,
   files,
   huggingface,
@@ -65,7 +66,7 @@ def read(path, grid=None, **overrides):
   if text in public.WEIGHTS:
     row = public.WEIGHTS[text]
     file = epath.Path(public.fetch(text))
-    config = dict(image_size=row.image_size)
+    config = dict(image_size=(row.image_size, row.image_size))
     if row.inputs == 'imagenet':
       config |= dict(mean=infer.IMAGENET_MEAN, std=infer.IMAGENET_STD)
     # Mirrors of what JAX trained keep its GELU.
@@ -96,34 +97,7 @@ def read(path, grid=None, **overrides):
       f'{text} does not exist; give the path of a file or run, or a name that '
       '`python -m vit_jax.weights list` shows.'
     )
-  return _read_file(text, file, _config_beside(file), grid, overrides)
-
-
-def _config_beside(file):
-  """Returns what config.json and its like say of a `.safetensors` file."""
-  config = {}
-  if file.suffix != '.safetensors':
-    return config
-  for name in ('config.json', 'preprocessor_config.json'):
-    path = file.parent / name
-    if file.name == 'model.safetensors' and path.exists():
-      try:
-        config |= dict(json.loads(path.read_text()))
-      except (ValueError, TypeError) as error:
-        raise ValueError(
-          f'{path} is no JSON object ({error}); delete it, or get it again.'
-        ) from None
-  timm_config = config.get('pretrained_cfg', {})
-  return dict(
-    mean=timm_config.get('mean') or config.get('image_mean'),
-    std=timm_config.get('std') or config.get('image_std'),
-    image_size=(timm_config.get('input_size') or [config.get('image_size')])[
-      -1
-    ],
-    **{
-      k: v for k, v in config.items() if k not in ('mean', 'std', 'image_size')
-    },
-  )
+  return _read_file(text, file, beside.read(file), grid, overrides)
 
 
 def _read_file(name, file, config, grid, overrides):
@@ -140,12 +114,12 @@ def _read_file(name, file, config, grid, overrides):
     own_grid = own.pop('grid', None)
     grid = grid or own_grid
     arrays, changed = kind.canonical(arrays, config | dict(grid=grid))
-    if not own and overrides.get('num_heads'):
-      config = config | dict(num_attention_heads=overrides['num_heads'])
+    if 'num_heads' in overrides:
+      config = config | dict(num_heads=overrides['num_heads'])
     arguments = own or kind.architecture(arrays, config)
     arguments = arguments | overrides
     model = models.build(**arguments)
-    grid = _grid(model, arrays, kind, grid)
+    grid = _grid(model, arrays, kind, grid, config)
     size = _image_size(model, grid, config)
     shapes = {k: v.shape for k, v in describe.shapes(model, size).items()}
   except (ValueError, TypeError, AttributeError) as error:
@@ -162,36 +136,29 @@ def _read_file(name, file, config, grid, overrides):
   report.check(lines, name)
   return Source(
     path=name, arguments=arguments, model=model, params=params, image_size=size,
-    grid=grid, preprocess=None, labels=_file_labels(config), report=lines,
+    grid=grid, preprocess=None, labels=config.get('labels'), report=lines,
   )  # fmt: skip
 
 
-def _file_labels(config):
-  """Returns the class names of Hugging Face's config, or None."""
-  by_index = config.get('id2label')
-  if not isinstance(by_index, dict):
-    return None
-  labels = tuple(str(by_index.get(str(i))) for i in range(len(by_index)))
-  return None if 'LABEL_0' in labels else labels
-
-
-def _grid(model, arrays, kind, given):
+def _grid(model, arrays, kind, given, config):
   """Returns (rows, columns) of a ViT's patches, None of a ResNet."""
   if describe.is_resnet(model):
     return None
-  count = infer.size(arrays, kind.POSITIONS, 1) - model.num_prefix
   if kind.POSITIONS not in arrays:
     return tuple(given) if given else None
+  count = infer.size(arrays, kind.POSITIONS, 1) - model.num_prefix
+  size = config.get('image_size')
+  if given is None and size is not None:
+    rows, columns = describe.grid(model, size)
+    # A config may be of other images than the arrays.
+    given = (rows, columns) if rows * columns == count else None
   return infer.grid(count, given)
 
 
 def _image_size(model, grid, config):
   if grid is not None:
     return describe.image_size(model, *grid)
-  size = config.get('image_size') or 224
-  if not isinstance(size, int) or not 0 < size < 10_000:
-    raise ValueError(f'its config.json has an image size of {size!r}')
-  return size, size
+  return config.get('image_size') or (224, 224)
 
 
 def _read_run(name, loaded, overrides):

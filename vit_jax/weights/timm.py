@@ -67,7 +67,7 @@ def architecture(arrays, config):
 
   Args:
     arrays: dict from name to array.
-    config: dict of what timm's config.json says, or {}.
+    config: dict, see `beside`.
 
   Raises:
     ValueError: if the arrays are of no model that there is.
@@ -88,28 +88,40 @@ def architecture(arrays, config):
         stem_width=len(arrays[backbone + root]) / 64,
       )
   hidden_size, _, patch_size, _ = arrays['patch_embed.proj.weight'].shape
-  has_token, after_pool = 'cls_token' in arrays, 'fc_norm.weight' in arrays
-  token = has_token and not after_pool
-  head = 'token' if token else 'gap'
+  after_pool = 'fc_norm.weight' in arrays
   return infer.vit(
     patch_size=patch_size,
     hidden_size=hidden_size,
     depth=infer.depth(arrays, r'blocks\.(\d+)\.'),
     mlp_dim=len(infer.get(arrays, 'blocks.0.mlp.fc1.weight')),
-    num_heads=infer.num_heads(
-      hidden_size,
-      config.get('num_attention_heads')
-      or config.get('model_args', {}).get('num_heads'),
-    ),
+    num_heads=infer.num_heads(hidden_size, config.get('num_heads')),
     num_classes=infer.size(arrays, 'head.weight', 0),
-    head='map' if 'attn_pool.latent' in arrays else head,
+    head=_head(arrays, config.get('pool')),
     position_embedding='1d' if 'pos_embed' in arrays else 'none',
-    class_token=has_token,
+    class_token='cls_token' in arrays,
     num_registers=infer.size(arrays, 'reg_token', 1),
     norm_after_pool=after_pool,
-    gelu='exact',
+    gelu=config.get('gelu', 'exact'),
     **stem,
   )
+
+
+def _head(arrays, pool):
+  """Returns what represents an image: as config.json says, or timm's default.
+
+  Without a word, a norm after the pooling means that tokens are averaged.
+  """
+  if pool is None:
+    if 'attn_pool.latent' in arrays:
+      return 'map'
+    is_token = 'cls_token' in arrays and 'fc_norm.weight' not in arrays
+    return 'token' if is_token else 'gap'
+  heads = {'token': 'token', 'avg': 'gap', 'map': 'map'}
+  if pool not in heads:
+    raise ValueError(
+      f'its config.json has global_pool={pool!r}; there is {", ".join(heads)}'
+    )
+  return heads[pool]
 
 
 def rows(model):
