@@ -71,6 +71,7 @@ def base():
   c.init.checkpoint = ''  # path or public name; '' starts from scratch
   c.init.reset = ('head/.*', 'pre_logits/.*')  # regexes of what starts anew
   c.init.resize = 'linear'  # linear | cubic, of position embeddings
+  c.init.grid = placeholder(object)  # (rows, columns), if they are no square
 
   c.mesh = ConfigDict()  # sharding.make_mesh; -1: all devices
   c.mesh.data = -1

@@ -228,9 +228,6 @@ def test_names_of_any_bytes(run, folder):
   [
     (2, None, 'class 0', 'class 1'),
     (2, ('cat', 'dog'), 'cat', 'dog'),
-    (1000, None, 'tench, Tinca tinca',
-     'toilet tissue, toilet paper, bathroom tissue'),
-    (21843, None, 'organism, being', 'knothole'),
   ],
 )  # fmt: skip
 def test_names(C, class_names, first, last):

@@ -25,7 +25,7 @@ import numpy as np
 from absl import app, flags, logging
 
 from vit_jax import command_line, models
-from vit_jax.data import images, labels, preprocess
+from vit_jax.data import images, preprocess
 
 _CHECKPOINT = flags.DEFINE_string(
   'checkpoint', None, 'The model: path of a checkpoint, or a published name.'
@@ -192,11 +192,8 @@ def _classifier(checkpoint, top_k):
 
 
 def _class_names(class_names, C):
-  """Returns C names: those of the checkpoint, or else guessed from C."""
+  """Returns C names: those of the checkpoint, or numbers."""
   if class_names is None:
-    datasets = {1000: 'imagenet2012', 21843: 'imagenet21k'}
-    if C in datasets:
-      return labels.names_of(datasets[C])
     return tuple(f'class {c}' for c in range(C))
   if len(class_names) != C:
     raise ValueError(
@@ -208,7 +205,11 @@ def _class_names(class_names, C):
 
 def _reader(checkpoint):
   """Returns the function from a path to uint8 [height, width, 3]."""
-  recipe = preprocess.parse(checkpoint.preprocess, 'checkpoint.preprocess')
+  text = checkpoint.preprocess
+  if not re.search(r'\(\s*\d', text):  # of images that have the right size
+    height, width = checkpoint.image_size
+    text = '|'.join(filter(None, [text, f'resize({height}, {width})']))
+  recipe = preprocess.parse(text, 'checkpoint.preprocess')
   expected = (*checkpoint.image_size, 3)
 
   def read(path):

@@ -254,6 +254,11 @@ def test_head_starts_at_its_bias():
     (dict(variant='R50B/16'), "'R50B/16' is unknown"),
     (dict(variant='Axial-ViT-Ti/4'), "no place for a class token; use .*'gap'"),
     (dict(class_token=False), "leaves nothing for config.model.head='token'"),
+    (dict(depth=2.5), 'config.model.depth=2.5 is no whole number'),
+    (
+      dict(position_embedding='relative', position_embedding_at='shared'),
+      "'relative' adds nothing to tokens; use 'stem'",
+    ),
     (dict(head='map', norm_after_pool=True), "use 'gap' or 'token'"),
     (dict(num_registers=-1), 'num_registers=-1 is not at least 0'),
     (dict(stochastic_depth=-0.1), r'stochastic_depth=-0.1 is not in \[0, 1'),

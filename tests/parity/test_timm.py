@@ -58,6 +58,7 @@ def test_vit_of_theirs(case, tmp_path, agree):
     theirs,
     num_heads=3,
     grid=(height // 8, width // 8),
+    position_embedding='none' if case == 'no positions' else None,
   )
   images = make_images(height, width)
   expected = timm_outputs(theirs, images)

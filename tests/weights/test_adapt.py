@@ -73,6 +73,58 @@ def test_load_at_another_size(saved, resize, at):
   jax.eval_shape(checkpoint.model.apply, {'params': checkpoint.params}, images)
 
 
+@pytest.mark.parametrize(
+  ('size', 'new_size', 'kwargs'),
+  [  # as many tokens before as after
+    ((16, 36), (36, 16), {}),
+    ((16, 36), (24, 24), {}),
+    ((8, 16), (12, 12), dict(head='gap')),  # 1 + 2 x 4, then 3 x 3
+  ],
+)
+def test_grids_with_as_many_patches_are_told_apart(
+  saved, size, new_size, kwargs
+):
+  path, params = saved(size)
+  loaded = weights.load_checkpoint(path, image_size=new_size, **kwargs)
+  table = loaded.params['position_embedding']
+  old, new = ((height // 4, width // 4) for height, width in (size, new_size))
+  grid = params['position_embedding'][:, 1:].reshape(1, *old, 16)
+  expected = adapt.resize_linear(grid, new).reshape(1, -1, 16)
+  np.testing.assert_array_equal(table[:, -expected.shape[1] :], expected)
+  assert ' 1 resized' in report.counts(loaded.report)
+
+
+@pytest.mark.parametrize(
+  ('reset', 'message'),
+  [
+    ('hea(', r"reset='hea\(' is no regular expression"),
+    (('haed/.*',), r"reset='haed/\.\*' matches no parameter; there are"),
+    ((3,), 'reset=3 is no regular expression'),
+  ],
+)
+def test_mistakes_in_reset(saved, reset, message):
+  path, _ = saved()
+  with pytest.raises(ValueError, match=message):
+    weights.load(path, reset=reset)
+
+
+@pytest.mark.parametrize(
+  ('kwargs', 'message'),
+  [
+    (dict(image_size='64'), "image_size='64' is no size in pixels"),
+    (dict(image_size=(1, 2, 3)), 'is no size in pixels'),
+    (dict(image_size=-16), 'image_size=-16 is no size in pixels'),
+    (dict(image_size=18), '18x18 pixels do not divide into patches of 4x4'),
+    (dict(num_classes='10'), "config.model.num_classes='10' is no whole"),
+    (dict(resize='x'), 'choose one of cubic, linear'),
+  ],
+)
+def test_mistakes_in_arguments(saved, kwargs, message):
+  path, _ = saved()
+  with pytest.raises(ValueError, match=message):
+    weights.load(path, **kwargs)
+
+
 def test_2d_positions_are_resized_by_axis(saved):
   path, params = saved(position_embedding='2d')
   flat = describe.flatten(weights.load(path, image_size=(16, 28))[1])
@@ -184,7 +236,7 @@ def test_no_checkpoint_changes_nothing():
 @pytest.mark.parametrize(
   ('saved_as', 'wanted', 'message'),
   [
-    ({}, dict(num_classes=7), r"misfit .*for a new head, reset 'head/\.\*'"),
+    ({}, dict(num_classes=7), r"misfit .*or drop it, reset 'head/\.\*'"),
     (dict(pre_logits=True), {}, r'extra +pre_logits/kernel'),
     ({}, dict(pre_logits=True), r'missing +- +pre_logits/kernel'),
     ({}, dict(depth=3), r'misfit +blocks/.*\(2, .* there, \(3, '),
@@ -194,7 +246,7 @@ def test_no_checkpoint_changes_nothing():
       "config.model.gelu='tanh', but the weights are of a model with 'exact'; "
       'set config.model.gelu=exact',
     ),
-    ({}, dict(head='gap'), r'extra +class_token'),
+    ({}, dict(head='gap'), r"extra +class_token .*reset 'class_token'"),
     (
       dict(position_embedding='sincos2d'),
       dict(position_embedding='none'),

@@ -304,15 +304,17 @@ def test_rectangles_need_their_grid(tmp_path):
     ValueError, match='12 patches, .* pass image_size=\\(heig'
   ):
     weights.save(tmp_path / 'x.npz', model, tree)
-  weights.save(tmp_path / 'x.npz', model, tree, image_size=(8, 24))
+  with pytest.raises(ValueError, match='npz files do not say .* 2 x 6; save'):
+    weights.save(tmp_path / 'x.npz', model, tree, image_size=(8, 24))
+  timm_folder(tmp_path, {}, (8, 24))
+  plain = tmp_path / 'timm' / 'model.safetensors'
   with pytest.raises(ValueError, match='of 12 patches.*pass grid='):
-    weights.load(tmp_path / 'x.npz')
+    weights.load(plain, num_heads=2)
   with pytest.raises(ValueError, match='which a grid of 3 x 5 is not; pass'):
-    weights.load(tmp_path / 'x.npz', grid=(3, 5))
-  loaded = weights.load_checkpoint(tmp_path / 'x.npz', grid=(2, 6))
+    weights.load(plain, num_heads=2, grid=(3, 5))
+  loaded = weights.load_checkpoint(plain, num_heads=2, grid=(2, 6))
   assert loaded.image_size == (8, 24)
   assert loaded.preprocess == 'resize(8, 24)'
-  weights.save(tmp_path / 'x.safetensors', model, tree, image_size=(8, 24))
   again = weights.load_checkpoint(tmp_path / 'x.safetensors')
   assert again.image_size == (8, 24)
 
@@ -331,14 +333,14 @@ def test_number_of_heads_of_pytorch_files(tmp_path):
 
 
 def test_what_a_layout_cannot_hold(tmp_path):
-  def refuse(path, message, **kwargs):
+  def refuse(path, message, to=None, **kwargs):
     model = models.build(**(VIT | kwargs))
     shapes = describe.shapes(model, (16, 16))
     tree = describe.unflatten(
       {k: np.zeros(v.shape, 'f4') for k, v in shapes.items()}
     )
     with pytest.raises(ValueError, match=message):
-      weights.save(tmp_path / path, model, tree)
+      weights.save(tmp_path / path, model, tree, to=to)
     assert not list(tmp_path.iterdir())
 
   refuse(
@@ -357,6 +359,18 @@ def test_what_a_layout_cannot_hold(tmp_path):
     pre_logits=True,
   )
   refuse('x.pth', "no layout follows from the suffix '.pth'; use .npz")
+  for position in (
+    dict(position_embedding_at='shared'),
+    dict(position_embedding='sincos2d'),
+    dict(position_embedding='none'),
+  ):
+    refuse('x.safetensors', r'timm files are of models with|lacks', **position)
+    refuse('x', 'has no such position embeddings', to='huggingface', **position)
+  model, params = made('bit')
+  with pytest.raises(ValueError, match="Hugging Face's ViT has no a ResNet|Re"):
+    weights.save(
+      tmp_path / 'x', model, describe.unflatten(params), to='huggingface'
+    )
   model, params = made('pre_logits')
   with pytest.raises(ValueError, match='no pre_logits before a head; convert'):
     weights.save(
@@ -542,3 +556,153 @@ def test_class_names_travel_along(to, tmp_path):
   assert checkpoint.labels == names
   if to == 'orbax':
     assert checkpoint.preprocess == 'resize(16)'
+
+
+def test_parameters_of_another_model_are_not_written(tmp_path):
+  model, params = made('token')
+  tree = describe.unflatten(params)
+  for kwargs, to in (
+    (dict(image_size=(96, 96)), 'orbax'),
+    (dict(image_size=(96, 96)), 'timm'),
+    (dict(model=models.build(**(VIT | dict(depth=3)))), 'npz'),
+  ):
+    kwargs = dict(model=model) | kwargs
+    with pytest.raises(
+      ValueError, match='are not those of the model for image'
+    ):
+      weights.save(tmp_path / 'x', params=tree, to=to, **kwargs)
+  relative = models.build(**(VIT | dict(position_embedding='relative')))
+  tree = describe.unflatten(describe.init(relative, (16, 16)))
+  with pytest.raises(ValueError, match='image_size='):
+    weights.save(tmp_path / 'x', relative, tree)
+  weights.save(tmp_path / 'x', relative, tree, image_size=(16, 16))
+  assert weights.load_checkpoint(tmp_path / 'x').image_size == (16, 16)
+
+
+def test_two_towers_and_optimizers_state(tmp_path):
+  _, params = made('token')
+  arrays = {
+    f'params/img/{name}': array
+    for name, array in published(params, 'Linen').items()
+  }
+  other = {
+    'params/txt/w': np.ones(3),
+    'params/t': np.ones(1),
+    'opt/0': np.ones(2),
+  }
+  files.write(tmp_path / 'x.npz', arrays | other)
+  loaded = weights.load(tmp_path / 'x.npz')[1]
+  assert_same(describe.flatten(loaded), params)
+  files.write(tmp_path / 'y.npz', arrays | other | {'params/junk': np.ones(3)})
+  with pytest.raises(ValueError, match=r'1 extra(.|\n)*extra +junk'):
+    weights.load(tmp_path / 'y.npz')
+
+
+def test_no_array_hides_another(tmp_path):
+  _, params = made('token')
+  arrays = published(params, 'pre-Linen')
+  block = 'Transformer/encoderblock_0'
+  arrays[f'{block}/LayerNorm_1/bias'] = np.full(16, 7.0)
+  files.write(tmp_path / 'x.npz', arrays)
+  with pytest.raises(
+    ValueError, match='two of its arrays are .*LayerNorm_2/bias'
+  ):
+    weights.load(tmp_path / 'x.npz')
+
+
+def test_a_class_token_has_positions(tmp_path):
+  save(tmp_path / 'x.npz', 'token')
+  arrays = files.read(tmp_path / 'x.npz')
+  arrays.pop('Transformer/posembed_input/pos_embedding')
+  files.write(tmp_path / 'y.npz', arrays)
+  with pytest.raises(ValueError, match='has a class token, but lacks'):
+    weights.load(tmp_path / 'y.npz')
+  save(tmp_path / 'x.safetensors', 'token')
+  arrays = files.read(tmp_path / 'x.safetensors')
+  arrays.pop('pos_embed')
+  files.write(tmp_path / 'y.safetensors', arrays)
+  with pytest.raises(ValueError, match="it lacks 'pos_embed'"):
+    weights.load(tmp_path / 'y.safetensors', num_heads=2)
+
+
+@pytest.mark.parametrize(
+  'hostile',
+  [
+    {'Transformer/encoderblock/x': (20_000_000, 0)},
+    {'Transformer/encoderblock_0/MlpBlock_3/Dense_0/kernel': (16, 0)},
+    {'head/kernel': ()},
+    {'head/kernel': (5,)},
+    {'embedding/kernel': (3,)},
+    {'pos_embedding': ()},
+    {'cls': ()},
+    {'Transformer/encoderblock_99999999/x': (1,)},
+  ],
+)
+def test_arrays_of_hostile_shapes(hostile, tmp_path):
+  _, params = made('token')
+  arrays = published(params, 'pre-Linen')
+  arrays |= {k: np.zeros(shape, np.float32) for k, shape in hostile.items()}
+  files.write(tmp_path / 'x.npz', arrays)
+  with pytest.raises(ValueError, match=r'x\.npz'):
+    weights.load(tmp_path / 'x.npz')
+
+
+def test_metadata_cannot_fill_the_memory(tmp_path):
+  save(tmp_path / 'x.safetensors', 'token')
+  arrays = files.read(tmp_path / 'x.safetensors')
+  own = json.loads(files.metadata(tmp_path / 'x.safetensors')['vit_jax'])
+  for text, message in (
+    (
+      json.dumps(own | dict(depth=10**9)),
+      'are of a model of .* parameters, but',
+    ),
+    (json.dumps(own | dict(hidden_size=10**9)), 'parameters, but it holds'),
+    ('[' * 100_000, 'RecursionError'),
+    ('[1]', 'is no object'),
+  ):
+    files.write(
+      tmp_path / 'x.safetensors', arrays, {'vit_jax': text}, overwrite=True
+    )
+    with pytest.raises(ValueError, match=message):
+      weights.load(tmp_path / 'x.safetensors')
+
+
+def test_evaluation_is_as_config_json_says(tmp_path):
+  config = dict(
+    pretrained_cfg=dict(input_size=[3, 16, 16], crop_pct=0.9),
+    model_args=dict(num_heads=2),
+  )
+  timm_folder(tmp_path, config)
+  loaded = weights.load_checkpoint(tmp_path / 'timm')
+  assert loaded.preprocess == 'resize_small(17)|central_crop(16)'
+  save(tmp_path / 'hf', 'token', to='huggingface')
+  loaded = weights.load_checkpoint(tmp_path / 'hf')
+  assert loaded.preprocess == 'resize(16, 16)'
+  names = tuple('abcde')
+  save(
+    tmp_path / 'y.safetensors', 'token', labels=names, preprocess='resize(16)'
+  )
+  loaded = weights.load_checkpoint(tmp_path / 'y.safetensors')
+  assert (loaded.labels, loaded.preprocess) == (names, 'resize(16)')
+
+
+def test_heads_and_gelu_of_timms_architectures(tmp_path):
+  timm_folder(tmp_path, dict(architecture='vit_giantopt_patch16_siglip_256'))
+  model, _ = weights.load(tmp_path / 'timm', num_heads=2)
+  assert (model.num_heads, model.gelu) == (2, 'tanh')
+
+
+@pytest.mark.parametrize(
+  ('classes', 'first'), [(1000, 'tench, Tinca tinca'), (5, None)]
+)
+def test_names_of_imagenet_are_assumed_in_others_files(
+  classes, first, tmp_path
+):
+  kwargs = VIT | dict(num_classes=classes)
+  model = models.build(**kwargs)
+  tree = describe.unflatten(describe.init(model, (16, 16)))
+  weights.save(tmp_path / 'x.npz', model, tree)
+  names = weights.load_checkpoint(tmp_path / 'x.npz').labels
+  assert (names and names[0]) == first
+  weights.save(tmp_path / 'own', model, tree)
+  assert weights.load_checkpoint(tmp_path / 'own').labels is None

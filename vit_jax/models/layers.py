@@ -21,6 +21,8 @@ GELUS = {
 def check_sizes(least=1, **sizes):
   """Raises ValueError on a size of config.model that is less than `least`."""
   for name, size in sizes.items():
+    if not isinstance(size, int):
+      raise ValueError(f'config.model.{name}={size!r} is no whole number.')
     if size < least:
       raise ValueError(f'config.model.{name}={size} is not at least {least}.')
 

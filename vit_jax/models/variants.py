@@ -53,8 +53,15 @@ def parse(variant):
   )
 
 
-def check_combination(head, axial, class_token, num_registers, norm_after_pool):
+def check_combination(
+  head, axial, class_token, num_registers, norm_after_pool, kind, at
+):
   """Raises ValueError on arguments that do not go together."""
+  if kind in ('none', 'relative') and at != 'stem':
+    raise ValueError(
+      f'config.model.position_embedding_at={at!r}, but position_embedding='
+      f"{kind!r} adds nothing to tokens; use 'stem'."
+    )
   if head == 'token' and not class_token:
     raise ValueError(
       'config.model.class_token=False leaves nothing for config.model.head='

@@ -109,8 +109,9 @@ def build(
   if class_token is None:
     class_token = head == 'token'
   variants.check_combination(
-    head, axial, class_token, num_registers, norm_after_pool
-  )
+    head, axial, class_token, num_registers, norm_after_pool,
+    position_embedding, position_embedding_at,
+  )  # fmt: skip
   return ViT(
     num_classes=0 if head == 'none' else num_classes,
     patch_size=patch_size,
@@ -254,8 +255,7 @@ class ViT(nn.Module):
       of = 'pixels' if x.shape[1:3] == images.shape[1:3] else 'features'
       raise ValueError(
         f'Images of {height}x{width} {of} do not divide into patches of '
-        f'{P}x{P}; make config.train.preprocess and config.evals give such '
-        'sizes.'
+        f'{P}x{P}; use such as do (config.*.preprocess, or image_size).'
       )
     return nn.Conv(
       self.hidden_size,

@@ -25,6 +25,12 @@ def build(model, loss='softmax', label_smoothing=0.0):
       f'config.objective.label_smoothing={label_smoothing} is not in [0, 1).'
     )
 
+  if not model.num_classes:
+    raise ValueError(
+      "config.model: num_classes=0 and head='none' make no logits, which "
+      'classification needs; set both.'
+    )
+
   def init(rng, images):
     return model.init(rng, models.scale_pixels(images))['params']
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax import models
+from vit_jax import models, names
 from vit_jax.weights import adapt, describe, report
 from vit_jax.weights import source as sources
 from vit_jax.weights.writing import save
@@ -75,12 +75,15 @@ def load_checkpoint(
     resize: 'linear' or 'cubic', see `adapt`.
     reset: regular expressions of parameters not to take from the file.
     **overrides: arguments of the model's build function that the file does not
-      show, such as num_heads=6, gelu='tanh' or dtype='bfloat16'.
+      show, such as num_heads=6, gelu='tanh' or dtype='bfloat16'; and mean, std
+      of the pixels in [0, 1] that a PyTorch model takes, else [-1, 1].
 
   Raises:
     ValueError: if there is nothing there, it is damaged or of no known layout,
       or the arrays and the model do not fit: with what is missing and extra.
   """
+  names.lookup(adapt.RESIZES, resize, 'resize')
+  reset = (reset,) if isinstance(reset, str) else tuple(reset)
   source = sources.read(path, grid, **overrides)
   wanted = dict(source.arguments)
   if num_classes is not None:
@@ -94,7 +97,7 @@ def load_checkpoint(
     reset = (*reset, 'attention_pool/.*')
   size = source.image_size
   if image_size is not None:
-    size = tuple(np.broadcast_to(image_size, 2).tolist())
+    size = _pair(image_size)
   model, params, lines = source.model, source.params, source.report
   if wanted != source.arguments or size != source.image_size or reset:
     try:
@@ -121,7 +124,13 @@ def load_checkpoint(
 
 
 def load_into(
-  state, model, image_size, checkpoint='', reset=('head/.*',), resize='linear'
+  state,
+  model,
+  image_size,
+  checkpoint='',
+  reset=(),
+  resize='linear',
+  grid=None,
 ):
   """Returns a run's first state with weights of another run or origin.
 
@@ -136,6 +145,7 @@ def load_into(
     reset: regular expressions of parameters to leave as they are, such as a new
       head; what the model lacks of them is dropped.
     resize: 'linear' or 'cubic', see `adapt`.
+    grid: (rows, columns) of the checkpoint's patches, if they are no square.
 
   Returns:
     The state, and the report's table, '' without checkpoint.
@@ -146,7 +156,11 @@ def load_into(
   if not checkpoint:
     return state, ''
   try:
-    source = sources.read(checkpoint)
+    names.lookup(adapt.RESIZES, resize, 'config.init.resize')
+    reset = (reset,) if isinstance(reset, str) else tuple(reset)
+    # PyTorch's files do not say how many heads there are; the config does.
+    num_heads = getattr(model, 'num_heads', None)
+    source = sources.read(checkpoint, grid, num_heads=num_heads)
     initial = describe.flatten(state.params)
     params, lines = _adapt(source, model, initial, image_size, reset, resize)
     lines = _merge(source.report, lines)
@@ -159,6 +173,19 @@ def load_into(
     average = jax.tree.map(_place, params, average)
   table = f'\n{checkpoint}: {report.counts(lines)}\n{report.table(lines)}'
   return state._replace(params=params, average=average), table
+
+
+def _pair(image_size):
+  """Returns (height, width) of a side or of both."""
+  try:
+    sizes = np.broadcast_to(image_size, 2).tolist()
+  except ValueError:
+    sizes = []
+  if len(sizes) != 2 or not all(isinstance(s, int) and s > 0 for s in sizes):
+    raise ValueError(
+      f'image_size={image_size!r} is no size in pixels; pass 384 or (384, 256).'
+    )
+  return tuple(sizes)
 
 
 def _place(array, like):
@@ -203,7 +230,6 @@ def _preprocess(source, size):
   height, width = size
   if height != width:
     return f'resize({height}, {width})'
-  # Published models of 224 pixels were evaluated on the middle of the image,
-  # those fine-tuned at higher resolution on all of it.
+  # As big_vision evaluates at 224 pixels, and fine-tuned models at more.
   around = round(height / 0.875) if height <= 256 else height
   return f'resize_small({around})|central_crop({height})'

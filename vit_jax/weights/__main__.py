@@ -19,7 +19,14 @@ from etils import epath
 
 from vit_jax import command_line, weights
 from vit_jax.models import layers
-from vit_jax.weights import adapt, export, inspection, public, report
+from vit_jax.weights import (
+  adapt,
+  export,
+  inspection,
+  public,
+  report,
+  writing,
+)
 from vit_jax.weights import source as sources
 
 _PROGRAM = 'python -m vit_jax.weights'
@@ -63,6 +70,9 @@ def _convert(src, dst, to=None, overwrite=False, **options):
   )
   yield report.table(checkpoint.report)
   yield f'\n{src}: {report.counts(checkpoint.report)}'
+  to = to or writing.SUFFIXES[epath.Path(dst).suffix]
+  if advice := writing.advice(to, checkpoint.model):
+    yield advice
   yield _written(dst)
 
 
@@ -228,7 +238,7 @@ _ARGUMENTS = {
     'Bit for bit, where nothing is asked to change. What became of each array\n'
     f'is printed.\n\n  {_PROGRAM} convert ViT-B_16.npz vit --to=huggingface\n'
     f'  {_PROGRAM} convert runs/digits digits.npz\n'
-    f'  {_PROGRAM} convert ViT-B_16.npz b.npz --image_size=384x256',
+    f'  {_PROGRAM} convert ViT-B_16.npz b.npz --image_size=384',
     _add_convert,
   ),
   'export': (

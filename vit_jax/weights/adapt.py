@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax import names
 from vit_jax.weights.report import Line
 
 # What changes a model's function, but no parameter's shape.
@@ -17,6 +16,8 @@ _MUST_AGREE = (
   'position_embedding', 'position_embedding_at', 'norm_after_pool', 'gelu',
   'norm_epsilon', 'axial', 'version', 'num_heads',
 )  # fmt: skip
+# What may be reset though a model has it not.
+OPTIONAL = ('head/.*', 'pre_logits/.*', 'attention_pool/.*', 'class_token')
 _TABLES = r'(blocks/)?position_embedding'
 _AXES = r'(blocks/)?position_embedding_(row|column)'
 _PREFIX = r'(blocks/)?position_embedding_prefix'
@@ -46,8 +47,8 @@ def adapt(params, old, model, initial, grid, reset=(), resize='linear'):
       cannot be resized.
   """
   old_model, old_grid = old
-  names.lookup(RESIZES, resize, 'resize')
   _check_agree(old_model, model)
+  _check_reset(reset, {*params, *initial})
   lines, result = [], {}
 
   def is_reset(name):
@@ -61,12 +62,11 @@ def adapt(params, old, model, initial, grid, reset=(), resize='linear'):
       lines.append(Line('reset', theirs, name, str(shape)))
       continue
     if name not in params:
-      lines.append(Line('missing', '', name, str(shape)))
+      lines.append(Line('missing', '', name, f'{shape}{_advice(name)}'))
       continue
     array = params[name]
-    if array.shape != shape and re.fullmatch(
-      f'{_TABLES}|{_AXES}|{_PREFIX}', name
-    ):
+    # Two grids may have as many patches: shapes do not tell.
+    if re.fullmatch(f'{_TABLES}|{_AXES}|{_PREFIX}', name):
       array = _fit_positions(
         name, array, old_model, model, old_grid, grid, resize
       )
@@ -82,8 +82,26 @@ def adapt(params, old, model, initial, grid, reset=(), resize='linear'):
     lines.append(Line(status, name, name, note))
   for name in sorted(set(params) - set(initial)):
     status = 'reset' if is_reset(name) else 'extra'
-    lines.append(Line(status, name, '', str(params[name].shape)))
+    advice = '' if status == 'reset' else _advice(name)
+    lines.append(Line(status, name, '', f'{params[name].shape}{advice}'))
   return result, lines
+
+
+def _check_reset(reset, parameters):
+  """Raises ValueError on a pattern that is none, or that names nothing."""
+  for pattern in reset:
+    try:
+      matches = [name for name in parameters if re.fullmatch(pattern, name)]
+    except (re.error, TypeError) as error:
+      raise ValueError(
+        f'reset={pattern!r} is no regular expression ({error}); write such as '
+        "'head/.*'."
+      ) from None
+    if not matches and pattern not in OPTIONAL:
+      raise ValueError(
+        f'reset={pattern!r} matches no parameter; there are '
+        f'{", ".join(sorted(parameters)[:5])}, ...'
+      )
 
 
 def _check_agree(old, new):
@@ -102,8 +120,11 @@ def _check_agree(old, new):
 
 
 def _advice(name):
-  if name.startswith('head/'):
-    return "; for a new head, reset 'head/.*'"
+  module = name.partition('/')[0]
+  if module in ('head', 'pre_logits', 'attention_pool'):
+    return f"; to start or drop it, reset '{module}/.*'"
+  if name == 'class_token':
+    return "; to start or drop it, reset 'class_token'"
   if 'relative_embedding' in name:
     return '; relative embeddings cannot be resized: use the old image size'
   return ''
@@ -111,8 +132,13 @@ def _advice(name):
 
 def _fit_positions(name, array, old_model, model, old_grid, grid, resize):
   """Returns the array for another grid, with or without a class token."""
+  grid, same_prefix = tuple(grid), old_model.class_token == model.class_token
+  if grid == old_grid and same_prefix:
+    return array
   if re.fullmatch(_AXES, name):
     axis = 0 if name.endswith('row') else 1
+    if grid[axis] == old_grid[axis]:
+      return array
     return RESIZES[resize](
       array[..., None, :], (grid[axis], 1)
     )[..., 0, :]  # fmt: skip
@@ -123,9 +149,9 @@ def _fit_positions(name, array, old_model, model, old_grid, grid, resize):
   if old_model.class_token and not model.class_token:
     prefix = prefix[..., 1:, :]
   if re.fullmatch(_PREFIX, name):
-    return prefix
+    return array if same_prefix else prefix
   lead, D = table.shape[:-2], table.shape[-1]
-  if old_grid != tuple(grid):
+  if old_grid != grid:
     table = RESIZES[resize](table.reshape(*lead, *old_grid, D), grid)
     table = table.reshape(*lead, -1, D)
   return np.concatenate([prefix, table], axis=-2)

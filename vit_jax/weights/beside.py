@@ -5,6 +5,7 @@ than it should be is an error, what is not there is None.
 """
 
 import json
+import re
 
 _GELUS = {
   'gelu': 'exact',
@@ -13,6 +14,18 @@ _GELUS = {
   'gelu_fast': 'tanh',
   'gelu_tanh': 'tanh',
 }
+
+
+# What timm's code says of an architecture, and its config.json does not.
+_ARCHITECTURES = (
+  ('vit_base_patch16_gap_224', dict(num_heads=16)),
+  (r'vit_giantopt_.*', dict(num_heads=16, gelu='tanh')),
+  (
+    r'vit_(so400m_patch16_siglip|base_patch32_siglip).*'
+    r'|vit_large_patch16_siglip(_gap)?_512',
+    dict(gelu='tanh'),
+  ),
+)
 
 
 def read(file):
@@ -24,7 +37,8 @@ def read(file):
   Returns:
     'mean' and 'std' of pixels in [0, 1]; 'image_size', (height, width);
     'num_heads'; 'gelu', see `models.vit`; 'norm_epsilon'; 'pool', timm's word;
-    'labels', a tuple of class names. Only what is said.
+    'labels', a tuple of class names; 'preprocess', see `data.preprocess`. Only
+    what is said.
 
   Raises:
     ValueError: if a file is no JSON object, or a value is none that it can be.
@@ -41,6 +55,11 @@ def read(file):
   )
   size = trained.get('input_size', config.get('image_size'))
   activation = config.get('hidden_act') or arguments.get('act_layer')
+  name = _typed(config, 'architecture', str) or ''
+  known = {}
+  for pattern, said in _ARCHITECTURES:
+    if re.fullmatch(pattern, name):
+      known = said
   values = dict(
     mean=mean,
     std=std,
@@ -52,8 +71,9 @@ def read(file):
     pool=_typed(arguments, 'global_pool', str)
     or _typed(config, 'global_pool', str),
     labels=_labels(_typed(config, 'id2label', dict) or {}),
+    preprocess=None if size is None else _preprocess(size, trained, images),
   )
-  return {name: value for name, value in values.items() if value is not None}
+  return known | {k: value for k, value in values.items() if value is not None}
 
 
 def _json(path):
@@ -91,6 +111,17 @@ def _size(value):
   ):
     raise ValueError(f'its config.json has an image size of {value!r}')
   return tuple(sizes[-2:])
+
+
+def _preprocess(size, trained, images):
+  """Returns the recipe of evaluation, or None if nothing is said of it."""
+  height, width = _size(size)
+  share = _typed(trained, 'crop_pct', float)
+  if share and height == width and 0.1 < share <= 1:
+    return f'resize_small({int(height / share)})|central_crop({height})'
+  if images.get('do_resize') and not images.get('do_center_crop'):
+    return f'resize({height}, {width})'
+  return None
 
 
 def _gelu(activation):

@@ -25,7 +25,7 @@ _DTYPES = {
   **{f'U{8 * size}': np.dtype(f'u{size}') for size in (1, 2, 4, 8)},
 }
 _ALLOWED = ', '.join(map(str, _DTYPES.values()))
-_VOID2 = np.dtype('V2')  # how numpy stores bfloat16, which it does not know
+_VOID2 = np.dtype('V2')  # how numpy stores bfloat16
 _CHUNK = 2**24  # bytes
 
 

@@ -36,12 +36,14 @@ def canonical(arrays, config):
     dict from name to array, and dict from the names of those that were changed
     to what was done.
   """
-  result = {}
-  for name, array in arrays.items():
+
+  def rename(name):
     name = name.removeprefix('vit.')
     for pattern, replacement in _RENAMED:
       name = re.sub(pattern, replacement, name)
-    result[name] = array
+    return name
+
+  result = infer.renamed(arrays, rename)
   if not infer.is_normalised(config):
     return result, {}
   embedding = f'{_PATCHES}.weight', f'{_PATCHES}.bias'
@@ -62,6 +64,7 @@ def architecture(arrays, config):
     ValueError: if the arrays are of no model that there is.
   """
   hidden_size, _, patch_size, _ = infer.get(arrays, f'{_PATCHES}.weight').shape
+  infer.get(arrays, POSITIONS)
   return infer.vit(
     patch_size=patch_size,
     hidden_size=hidden_size,
@@ -132,6 +135,11 @@ def config_json(model, image_size, labels=None):
     'pre_logits before a head': getattr(model, 'pre_logits', False)
     and model.num_classes,
     'norm_after_pool': getattr(model, 'norm_after_pool', False),
+    'such position embeddings': (
+      getattr(model, 'position_embedding', ''),
+      getattr(model, 'position_embedding_at', ''),
+    )
+    != ('1d', 'stem'),
   }
   wrong = [name for name, is_so in different.items() if is_so]
   if wrong:

@@ -9,6 +9,20 @@ from vit_jax.models import resnet as resnet_module
 from vit_jax.models import variants
 
 
+def renamed(arrays, rename):
+  """Returns the arrays under new names.
+
+  Raises:
+    ValueError: if two of them get the same name.
+  """
+  result = {}
+  for name, array in arrays.items():
+    if rename(name) in result:
+      raise ValueError(f'two of its arrays are {rename(name)!r}: {name!r} too')
+    result[rename(name)] = array
+  return result
+
+
 def get(arrays, name):
   """Returns `arrays[name]`, or raises ValueError if it is missing."""
   if name not in arrays:
@@ -44,6 +58,8 @@ def depths(arrays, pattern, first=1):
   return tuple(len(found[stage]) for stage in sorted(found))
 
 
+# Of further widths in timm, each of which has one number of heads there.
+_NUM_HEADS = {256: 4, 320: 5, 512: 8, 640: 10, 832: 13, 896: 14, 1152: 16}
 # Of PyTorch's pixels, red, green and blue, in [0, 1].
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -197,16 +213,16 @@ def num_heads(hidden_size, given=None):
     given: H, if it is known from elsewhere.
 
   Raises:
-    ValueError: if it is not given and D is no multiple of 64.
+    ValueError: if it is not given, and D is of no model whose H is known.
   """
   if given:
     return int(given)
   for sizes in variants.VARIANTS.values():
     if sizes[0] == hidden_size:
       return sizes[3]
-  if hidden_size % 64:
+  if hidden_size not in _NUM_HEADS:
     raise ValueError(
       f'nothing says how many attention heads its hidden_size={hidden_size} '
       'is split into; pass num_heads=...'
     )
-  return hidden_size // 64
+  return _NUM_HEADS[hidden_size]

@@ -43,9 +43,9 @@ def canonical(arrays, config):
   """
   arrays = _without_prefix(arrays)
   if any(name.startswith(('resnet/', 'root_block/')) for name in arrays):
-    return {_bit_name(name): array for name, array in arrays.items()}, {}
+    return infer.renamed(arrays, _bit_name), {}
   arrays = _unstack_blocks(arrays)
-  arrays = {_vit_name(name): array for name, array in arrays.items()}
+  arrays = infer.renamed(arrays, _vit_name)
   # big_vision adds positions before the class token.
   positions = arrays.pop('pos_embedding', None)
   if positions is not None:
@@ -58,14 +58,22 @@ def canonical(arrays, config):
 
 
 def _without_prefix(arrays):
-  """Returns the arrays of the image tower, without what is before its names."""
-  for prefix in ('params/', 'opt/target/', 'img/'):
-    inside = {
-      name.removeprefix(prefix): array
-      for name, array in arrays.items()
-      if name.startswith(prefix)
-    }
-    arrays = inside or arrays
+  """Returns the arrays of the image tower, without what is before its names.
+
+  The text tower and its scale are left out, and so is the optimizer's state;
+  anything else stays, and is an error later.
+  """
+  for prefix, other in (
+    ('params/', 'opt/.*'),
+    ('opt/target/', 'opt/state/.*'),
+    ('img/', 'txt/.*|[tb]'),
+  ):
+    if any(name.startswith(prefix) for name in arrays):
+      arrays = {
+        name.removeprefix(prefix): array
+        for name, array in arrays.items()
+        if not re.fullmatch(other, name) or name.startswith(prefix)
+      }
   return arrays
 
 
@@ -147,9 +155,21 @@ def architecture(arrays, config):
     num_classes=infer.size(arrays, 'head/kernel', -1),
     head='map' if has_map else 'token' if 'cls' in arrays else 'gap',
     pre_logits='pre_logits/kernel' in arrays,
-    position_embedding='1d' if POSITIONS in arrays else 'sincos2d',
+    position_embedding=_position_embedding(arrays),
     **stem,
   )
+
+
+def _position_embedding(arrays):
+  """Returns the kind: big_vision's fixed embeddings leave no array."""
+  if POSITIONS in arrays:
+    return '1d'
+  if 'cls' in arrays:
+    raise ValueError(
+      f'it has a class token, but lacks {POSITIONS!r}; if its positions are '
+      'fixed, there is no class token in models that are known'
+    )
+  return 'sincos2d'
 
 
 def rows(model):

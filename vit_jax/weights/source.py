@@ -1,6 +1,7 @@
 """Finds and reads a checkpoint of any layout, and tells its model."""
 
 import json
+import math
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -73,9 +74,8 @@ def read(path, grid=None, **overrides):
     if any('vit_models' in url for url in row.sources):
       overrides = dict(gelu='tanh') | overrides
     source = _read_file(text, file, config, grid, overrides)
-    if row.labels:
-      source = source._replace(labels=labels.names_of(row.labels))
-    return source
+    known = row.labels and labels.names_of(row.labels)
+    return source._replace(labels=known)
   file = epath.Path(path).expanduser()
   if file.is_dir():
     from vit_jax.weights import orbax
@@ -109,21 +109,36 @@ def _read_file(name, file, config, grid, overrides):
       f'{", ".join(list(arrays)[:4])}, ... For files of this project that lost '
       'their suffix, see vit_jax.weights.save.'
     )
+  empty = [name for name, array in arrays.items() if not array.size]
+  if empty:  # they cost nothing to claim, and no weight is empty
+    raise ValueError(f'{name}: its array {empty[0]!r} is empty.')
+  config = config | {
+    k: overrides.pop(k) for k in ('mean', 'std') if k in overrides
+  }
+  config |= {
+    k: overrides[k]
+    for k in ('num_heads', 'position_embedding')
+    if k in overrides
+  }
   try:
-    own = json.loads(files.metadata(file).get(METADATA, '{}'))
+    own = _own(file)
     own_grid = own.pop('grid', None)
     grid = grid or own_grid
+    config |= {k: own.pop(k) for k in ('labels', 'preprocess') if k in own}
     arrays, changed = kind.canonical(arrays, config | dict(grid=grid))
-    if 'num_heads' in overrides:
-      config = config | dict(num_heads=overrides['num_heads'])
-    arguments = own or kind.architecture(arrays, config)
-    arguments = arguments | overrides
+    arguments = (own or kind.architecture(arrays, config)) | overrides
     model = models.build(**arguments)
     grid = _grid(model, arrays, kind, grid, config)
     size = _image_size(model, grid, config)
     shapes = {k: v.shape for k, v in describe.shapes(model, size).items()}
-  except (ValueError, TypeError, AttributeError) as error:
+    _check_claims(shapes, arrays)
+  except ValueError as error:
     raise ValueError(f'{name}: {error}') from None
+  except Exception as error:  # hostile arrays and words fail in many ways
+    raise ValueError(
+      f'{name}: its arrays are of no model that is known '
+      f'({type(error).__name__}: {error}).'
+    ) from None
   params, lines = layout.load(
     arrays, shapes, kind.rows(model), kind.style(model)
   )
@@ -136,8 +151,37 @@ def _read_file(name, file, config, grid, overrides):
   report.check(lines, name)
   return Source(
     path=name, arguments=arguments, model=model, params=params, image_size=size,
-    grid=grid, preprocess=None, labels=config.get('labels'), report=lines,
+    grid=grid, preprocess=config.get('preprocess'),
+    labels=_labels(config, own, model), report=lines,
   )  # fmt: skip
+
+
+def _own(file):
+  """Returns what a file of ours says of its model, {} of other files."""
+  own = json.loads(files.metadata(file).get(METADATA, '{}'))
+  if not isinstance(own, dict):
+    raise ValueError(f'its metadata {METADATA!r} is no object')
+  return own
+
+
+def _check_claims(shapes, arrays):
+  """Raises ValueError if a model is far larger than its arrays."""
+  size = sum(math.prod(shape) for shape in shapes.values())
+  there = sum(array.size for array in arrays.values())
+  if size > 2 * there + 2**20:
+    raise ValueError(
+      f'its names, shapes or metadata are of a model of {size:,} parameters, '
+      f'but it holds {there:,} numbers'
+    )
+
+
+def _labels(config, own, model):
+  """Returns class names: as said, or those of ImageNet in others' files."""
+  if 'labels' in config:
+    return tuple(map(str, config['labels']))
+  datasets = {1000: 'imagenet2012', 21843: 'imagenet21k'}
+  guess = None if own else datasets.get(model.num_classes)
+  return guess and labels.names_of(guess)
 
 
 def _grid(model, arrays, kind, given, config):

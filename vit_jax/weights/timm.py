@@ -89,6 +89,11 @@ def architecture(arrays, config):
       )
   hidden_size, _, patch_size, _ = arrays['patch_embed.proj.weight'].shape
   after_pool = 'fc_norm.weight' in arrays
+  if 'pos_embed' not in arrays and config.get('position_embedding') != 'none':
+    raise ValueError(
+      "it lacks 'pos_embed'; if its model has no positions, pass "
+      "position_embedding='none'"
+    )
   return infer.vit(
     patch_size=patch_size,
     hidden_size=hidden_size,
@@ -96,8 +101,8 @@ def architecture(arrays, config):
     mlp_dim=len(infer.get(arrays, 'blocks.0.mlp.fc1.weight')),
     num_heads=infer.num_heads(hidden_size, config.get('num_heads')),
     num_classes=infer.size(arrays, 'head.weight', 0),
-    head=_head(arrays, config.get('pool')),
     position_embedding='1d' if 'pos_embed' in arrays else 'none',
+    head=_head(arrays, config.get('pool')),
     class_token='cls_token' in arrays,
     num_registers=infer.size(arrays, 'reg_token', 1),
     norm_after_pool=after_pool,
