@@ -6,7 +6,7 @@ import pytest
 from scipy import ndimage
 
 from vit_jax import models, weights
-from vit_jax.weights import adapt, describe, report
+from vit_jax.weights import adapt, describe, files, report
 
 VIT = dict(
   variant='Ti/4', num_classes=5, hidden_size=16, depth=2, mlp_dim=24,
@@ -269,3 +269,28 @@ def test_a_vit_is_no_resnet(saved):
   model = models.build('resnet', variant='R14x0.5', num_classes=5, depths=(1,))
   with pytest.raises(ValueError, match='are of a ViT, but .* makes a ResNet'):
     weights.load_into(first_state(model, (16, 16)), model, (16, 16), str(path))
+
+
+def test_heads_of_the_config_are_taken_where_nothing_says_them(
+  tmp_path,
+):
+  model = models.build(**VIT)
+  state = first_state(model, (16, 16))
+  path = tmp_path / 'x.safetensors'
+  weights.save(path, model, jax.device_get(state.params))
+  files.write(path, files.read(path), overwrite=True)  # without metadata
+  exact = models.build(**(VIT | dict(gelu='exact')))
+  weights.load_into(state, exact, (16, 16), str(path), reset=())
+  # Where the width says it, the config has to agree.
+  arguments = VIT | dict(gelu='exact', hidden_size=192, num_heads=3)
+  state = first_state(models.build(**arguments), (16, 16))
+  weights.save(
+    path, models.build(**arguments), jax.device_get(state.params),
+    overwrite=True,
+  )  # fmt: skip
+  files.write(path, files.read(path), overwrite=True)
+  other = models.build(**(arguments | dict(num_heads=6)))
+  with pytest.raises(ValueError, match='num_heads=6, but .* model with 3; set'):
+    weights.load_into(
+      first_state(other, (16, 16)), other, (16, 16), str(path), reset=()
+    )

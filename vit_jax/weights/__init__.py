@@ -158,9 +158,9 @@ def load_into(
   try:
     names.lookup(adapt.RESIZES, resize, 'config.init.resize')
     reset = (reset,) if isinstance(reset, str) else tuple(reset)
-    # PyTorch's files do not say how many heads there are; the config does.
+    # Where nothing says how many heads there are, the config does.
     num_heads = getattr(model, 'num_heads', None)
-    source = sources.read(checkpoint, grid, num_heads=num_heads)
+    source = sources.read(checkpoint, grid, num_heads_else=num_heads)
     initial = describe.flatten(state.params)
     params, lines = _adapt(source, model, initial, image_size, reset, resize)
     lines = _merge(source.report, lines)

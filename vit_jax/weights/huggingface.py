@@ -44,13 +44,7 @@ def canonical(arrays, config):
     return name
 
   result = infer.renamed(arrays, rename)
-  if not infer.is_normalised(config):
-    return result, {}
-  embedding = f'{_PATCHES}.weight', f'{_PATCHES}.bias'
-  weight, bias = (infer.get(result, name) for name in embedding)
-  folded = infer.fold_normalisation(weight, bias, config)
-  changed = dict.fromkeys(embedding, 'with the normalisation of pixels')
-  return result | dict(zip(embedding, folded, strict=True)), changed
+  return infer.fold_normalisation(result, _PATCHES, config)
 
 
 def architecture(arrays, config):
@@ -70,7 +64,7 @@ def architecture(arrays, config):
     hidden_size=hidden_size,
     depth=infer.depth(arrays, r'encoder\.layer\.(\d+)\.'),
     mlp_dim=len(infer.get(arrays, 'encoder.layer.0.intermediate.dense.weight')),
-    num_heads=infer.num_heads(hidden_size, config.get('num_heads')),
+    num_heads=infer.num_heads(hidden_size, config),
     num_classes=infer.size(arrays, 'classifier.weight', 0),
     head='token',
     pre_logits='pooler.dense.weight' in arrays,

@@ -65,32 +65,44 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-def fold_normalisation(weight, bias, config):
-  """Returns (weight, bias) of a patch embedding that takes pixels in [-1, 1].
+def fold_normalisation(arrays, embedding, config):
+  """Returns the arrays of a model that takes pixels in [-1, 1].
 
-  (x + 1) / 2 normalised by mean and deviation is linear in x, so the embedding
-  takes it over exactly: it has no padding.
+  (x + 1) / 2 normalised by mean and deviation is linear in x, so the patch
+  embedding takes it over exactly: it has no padding.
 
   Args:
-    weight: [D, 3, P, P].
-    bias: [D].
+    arrays: dict from name to array.
+    embedding: name of the embedding; '.weight' is [D, 3, P, P], '.bias' [D].
     config: dict with 'mean' and 'std' of pixels in [0, 1], or None for [-1, 1].
+
+  Returns:
+    dict from name to array, and dict from the names of those that were changed
+    to what was done.
+
+  Raises:
+    ValueError: if it does not have three channels.
   """
   mean, std = (
     np.asarray(config.get(name) or [0.5] * 3, np.float64)
     for name in ('mean', 'std')
   )
   if np.all(mean == 0.5) and np.all(std == 0.5):
-    return weight, bias
+    return arrays, {}
+  weight, bias = (get(arrays, f'{embedding}.{n}') for n in ('weight', 'bias'))
   if weight.shape[1] != 3 or mean.shape != (3,) or std.shape != (3,):
     raise ValueError(
       f'its pixels are normalised by mean={mean} and std={std}, which its '
       f'{weight.shape[1]} input channels do not have'
     )
   weight = weight.astype(np.float64)
-  bias = bias + np.einsum('ochw,c->o', weight, (0.5 - mean) / std)
-  weight = weight / (2 * std[:, None, None])
-  return weight.astype(np.float32), bias.astype(np.float32)
+  folded = {
+    f'{embedding}.weight': weight / (2 * std[:, None, None]),
+    f'{embedding}.bias': bias
+    + np.einsum('ochw,c->o', weight, (0.5 - mean) / std),
+  }
+  changed = dict.fromkeys(folded, 'with the normalisation of pixels')
+  return arrays | folded, changed
 
 
 def is_normalised(config):
@@ -205,21 +217,24 @@ def vit(patch_size, num_classes, stem_depths=None, stem_width=1.0, **arguments):
   )
 
 
-def num_heads(hidden_size, given=None):
+def num_heads(hidden_size, config):
   """Returns H of PyTorch files, which do not show it.
 
   Args:
     hidden_size: D.
-    given: H, if it is known from elsewhere.
+    config: dict with 'num_heads', if that is known; 'num_heads_else' is what to
+      take where nothing says it.
 
   Raises:
     ValueError: if it is not given, and D is of no model whose H is known.
   """
-  if given:
-    return int(given)
+  if config.get('num_heads'):
+    return int(config['num_heads'])
   for sizes in variants.VARIANTS.values():
     if sizes[0] == hidden_size:
       return sizes[3]
+  if hidden_size not in _NUM_HEADS and config.get('num_heads_else'):
+    return config['num_heads_else']
   if hidden_size not in _NUM_HEADS:
     raise ValueError(
       f'nothing says how many attention heads its hidden_size={hidden_size} '

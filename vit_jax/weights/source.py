@@ -51,12 +51,14 @@ class Source(NamedTuple):
   report: list
 
 
-def read(path, grid=None, **overrides):
+def read(path, grid=None, num_heads_else=None, **overrides):
   """Returns the Source at a path or of a public name.
 
   Args:
     path: see `weights.load_checkpoint`.
     grid: (rows, columns) of the file's patches, if they are no square.
+    num_heads_else: H of a file that does not show it, of a width whose H is not
+      known either.
     **overrides: arguments of models.build that the file does not show.
 
   Raises:
@@ -67,7 +69,10 @@ def read(path, grid=None, **overrides):
   if text in public.WEIGHTS:
     row = public.WEIGHTS[text]
     file = epath.Path(public.fetch(text))
-    config = dict(image_size=(row.image_size, row.image_size))
+    config = dict(
+      image_size=(row.image_size, row.image_size),
+      num_heads_else=num_heads_else,
+    )
     if row.inputs == 'imagenet':
       config |= dict(mean=infer.IMAGENET_MEAN, std=infer.IMAGENET_STD)
     # Mirrors of what JAX trained keep its GELU.
@@ -97,7 +102,8 @@ def read(path, grid=None, **overrides):
       f'{text} does not exist; give the path of a file or run, or a name that '
       '`python -m vit_jax.weights list` shows.'
     )
-  return _read_file(text, file, beside.read(file), grid, overrides)
+  config = beside.read(file) | dict(num_heads_else=num_heads_else)
+  return _read_file(text, file, config, grid, overrides)
 
 
 def _read_file(name, file, config, grid, overrides):

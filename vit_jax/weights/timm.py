@@ -48,18 +48,14 @@ def canonical(arrays, config):
     if positions is not arrays['pos_embed']:
       changed['pos_embed'] = 'with 0 for the tokens before'
     arrays['pos_embed'] = positions
-  if not infer.is_normalised(config):
-    return arrays, changed
-  embedding = 'patch_embed.proj.weight', 'patch_embed.proj.bias'
-  if any('stem.conv' in n or 'backbone' in n for n in arrays):
+  is_padded = any('stem.conv' in n or 'backbone' in n for n in arrays)
+  if is_padded and infer.is_normalised(config):
     raise ValueError(
       f'its pixels are normalised by mean={config["mean"]} and std='
       f'{config["std"]}, which a padded convolution cannot take over'
     )
-  weight, bias = (infer.get(arrays, name) for name in embedding)
-  folded = infer.fold_normalisation(weight, bias, config)
-  changed |= dict.fromkeys(embedding, 'with the normalisation of pixels')
-  return arrays | dict(zip(embedding, folded, strict=True)), changed
+  arrays, folded = infer.fold_normalisation(arrays, 'patch_embed.proj', config)
+  return arrays, changed | folded
 
 
 def architecture(arrays, config):
@@ -99,7 +95,7 @@ def architecture(arrays, config):
     hidden_size=hidden_size,
     depth=infer.depth(arrays, r'blocks\.(\d+)\.'),
     mlp_dim=len(infer.get(arrays, 'blocks.0.mlp.fc1.weight')),
-    num_heads=infer.num_heads(hidden_size, config.get('num_heads')),
+    num_heads=infer.num_heads(hidden_size, config),
     num_classes=infer.size(arrays, 'head.weight', 0),
     position_embedding='1d' if 'pos_embed' in arrays else 'none',
     head=_head(arrays, config.get('pool')),
