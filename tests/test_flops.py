@@ -146,3 +146,19 @@ def test_loops_without_a_known_end_are_an_error():
 
   with pytest.raises(ValueError, match='while cannot be counted: .* lax.scan'):
     flops.count(function, shape(4, 4))
+
+
+def test_step_at_the_peak_of_all_devices(monkeypatch):
+  mesh = jax.make_mesh((4,), ('data',), devices=jax.devices()[:4])
+  w = jax.ShapeDtypeStruct((12, 5), 'float32')
+
+  def predict(w, images):
+    x = images.reshape(len(images), -1).astype('float32')
+    return x @ w, {}
+
+  arguments = predict, w, (8, 2, 2, 3), mesh
+  assert flops.step_seconds_at_peak(*arguments) is None  # of a CPU
+  kind = jax.devices()[0].device_kind
+  monkeypatch.setitem(flops.PEAKS, kind, 1000.0)
+  seconds = flops.step_seconds_at_peak(*arguments)
+  assert seconds == 3 * (2 * 8 * 12 * 5) / (1000 * 4)

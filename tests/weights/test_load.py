@@ -591,8 +591,14 @@ def test_two_towers_and_optimizers_state(tmp_path):
     'opt/0': np.ones(2),
   }
   files.write(tmp_path / 'x.npz', arrays | other)
-  loaded = weights.load(tmp_path / 'x.npz')[1]
-  assert_same(describe.flatten(loaded), params)
+  loaded = weights.load_checkpoint(tmp_path / 'x.npz')
+  assert_same(describe.flatten(loaded.params), params)
+  for checkpoint in (
+    loaded,
+    weights.load_checkpoint(tmp_path / 'x.npz', num_classes=3),
+  ):
+    left_out = {x.theirs for x in checkpoint.report if x.status == 'left out'}
+    assert left_out == {'txt/w', 't', 'opt/0'}
   files.write(tmp_path / 'y.npz', arrays | other | {'params/junk': np.ones(3)})
   with pytest.raises(ValueError, match=r'1 extra(.|\n)*extra +junk'):
     weights.load(tmp_path / 'y.npz')
@@ -636,6 +642,8 @@ def test_a_class_token_has_positions(tmp_path):
     {'pos_embedding': ()},
     {'cls': ()},
     {'Transformer/encoderblock_99999999/x': (1,)},
+    {'Transformer/encoderblock/x': (2_000_000, 1)},
+    {'Transformer/encoderblock/x': ()},
   ],
 )
 def test_arrays_of_hostile_shapes(hostile, tmp_path):

@@ -56,7 +56,8 @@ class EncoderBlock(nn.Module):
 class EncoderLayer(nn.Module):
   """One layer of the encoder: position embeddings, if every layer adds them,
   then a block over all tokens, or ('axial') a block over each row of the grid
-  and one over each column (D.6).
+  and one over each column (D.6; stochastic depth then drops the branches of
+  rows and columns, each by itself).
 
   Attributes:
     block: dict, the arguments of EncoderBlock.

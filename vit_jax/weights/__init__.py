@@ -213,6 +213,7 @@ def _merge(read, adapted):
   for line in read:
     by_name.setdefault(line.ours, []).append(line)
   lines = []
+  lines += by_name.get('', [])  # what was left out
   for line in adapted:
     origin = by_name.get(line.theirs, [])
     if line.status == 'loaded':

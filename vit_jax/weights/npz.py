@@ -11,6 +11,7 @@ from vit_jax.weights import infer
 from vit_jax.weights.layout import JAX, TENSORFLOW, Row
 
 POSITIONS = 'Transformer/posembed_input/pos_embedding'
+_MAX_DEPTH = 1000
 _LINEN = {
   'MultiHeadDotProductAttention_0': 'MultiHeadDotProductAttention_1',
   'LayerNorm_1': 'LayerNorm_2',
@@ -39,11 +40,11 @@ def canonical(arrays, config):
 
   Returns:
     dict from name to array, and dict from the names of those that were changed
-    to what was done.
+    to what was done; a name that is left out is in the second alone.
   """
-  arrays = _without_prefix(arrays)
+  arrays, changed = _without_prefix(arrays)
   if any(name.startswith(('resnet/', 'root_block/')) for name in arrays):
-    return infer.renamed(arrays, _bit_name), {}
+    return infer.renamed(arrays, _bit_name), changed
   arrays = _unstack_blocks(arrays)
   arrays = infer.renamed(arrays, _vit_name)
   # big_vision adds positions before the class token.
@@ -53,28 +54,31 @@ def canonical(arrays, config):
       positions, int('cls' in arrays), config.get('grid')
     )
     if arrays[POSITIONS] is not positions:
-      return arrays, {POSITIONS: 'with 0 for the class token'}
-  return arrays, {}
+      changed[POSITIONS] = 'with 0 for the class token'
+  return arrays, changed
 
 
 def _without_prefix(arrays):
-  """Returns the arrays of the image tower, without what is before its names.
+  """Returns the arrays of the image tower, and why others are left out.
 
-  The text tower and its scale are left out, and so is the optimizer's state;
-  anything else stays, and is an error later.
+  Their names lose what is before them. The text tower, its scale and the
+  optimizer's state are left out; anything else stays, and is an error later.
   """
-  for prefix, other in (
-    ('params/', 'opt/.*'),
-    ('opt/target/', 'opt/state/.*'),
-    ('img/', 'txt/.*|[tb]'),
+  left_out = {}
+  for prefix, other, what in (
+    ('params/', 'opt/.*', "the optimizer's state"),
+    ('opt/target/', 'opt/state/.*', "the optimizer's state"),
+    ('img/', 'txt/.*|[tb]', 'of the text tower'),
   ):
-    if any(name.startswith(prefix) for name in arrays):
-      arrays = {
-        name.removeprefix(prefix): array
-        for name, array in arrays.items()
-        if not re.fullmatch(other, name) or name.startswith(prefix)
-      }
-  return arrays
+    if not any(name.startswith(prefix) for name in arrays):
+      continue
+    left_out |= {name: what for name in arrays if re.fullmatch(other, name)}
+    left_out = {n: w for n, w in left_out.items() if not n.startswith(prefix)}
+    arrays = infer.renamed(
+      {name: array for name, array in arrays.items() if name not in left_out},
+      lambda name, prefix=prefix: name.removeprefix(prefix),
+    )
+  return arrays, left_out
 
 
 def _unstack_blocks(arrays):
@@ -85,6 +89,10 @@ def _unstack_blocks(arrays):
       result[name] = array
       continue
     rest = name.removeprefix(stacked)
+    if len(array) > _MAX_DEPTH:
+      raise ValueError(
+        f'its {name!r} stacks {len(array):,} layers; {_MAX_DEPTH} are allowed'
+      )
     for i, part in enumerate(array):
       result[f'Transformer/encoderblock_{i}/{rest}'] = part
   return result

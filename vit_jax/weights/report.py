@@ -9,6 +9,7 @@ STATUSES = {
   'changed': 'computed from arrays of the file',
   'resized': 'interpolated to another grid',
   'reset': 'not taken from the file, as asked for',
+  'left out': 'of no part of the model, such as a text tower',
   'missing': 'the model has it, the file has not',
   'extra': 'the file has it, the model has not',
   'misfit': 'their shapes differ',

@@ -112,8 +112,8 @@ def _read_file(name, file, config, grid, overrides):
   if kind is None:
     raise ValueError(
       f'{name} is of no layout that is known ({", ".join(LAYOUTS)}); it has '
-      f'{", ".join(list(arrays)[:4])}, ... For files of this project that lost '
-      'their suffix, see vit_jax.weights.save.'
+      f'{", ".join(list(arrays)[:4])}, ... `python -m vit_jax.weights inspect` '
+      'shows them all; docs/weights.md says what loads.'
     )
   empty = [name for name, array in arrays.items() if not array.size]
   if empty:  # they cost nothing to claim, and no weight is empty
@@ -153,6 +153,11 @@ def _read_file(name, file, config, grid, overrides):
     if line.status in ('loaded', 'renamed') and line.theirs in changed
     else line
     for line in lines
+  ]
+  lines += [
+    report.Line('left out', left_out, '', why)
+    for left_out, why in changed.items()
+    if left_out not in arrays
   ]
   report.check(lines, name)
   return Source(

@@ -38,9 +38,8 @@ def save(
     to: 'npz', 'timm', 'huggingface' (a folder for `from_pretrained`) or
       'orbax', if the suffix does not say it.
     overwrite: whether existing files may be replaced.
-    labels: names of the classes, for layouts that keep them: 'orbax' and
-      'huggingface'.
-    preprocess: recipe that makes images for the model, for 'orbax'.
+    labels: names of the classes, which all layouts but npz keep.
+    preprocess: recipe that makes images for the model; likewise.
 
   Raises:
     ValueError: if the layout has no place for the model, or the path cannot be
