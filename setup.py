@@ -6,10 +6,11 @@ with the newest (jax 0.10.2), on Python 3.12 with jax 0.12.
 
 import setuptools
 
-# TFDS data sets in array_record format. tensorflow-datasets imports
+# TFDS data sets in array_record format, which 0.8.3 is the first to read at
+# gs:// paths. tensorflow-datasets imports
 # importlib_resources without declaring it.
 DATA = [
-  'array_record>=0.8.1,<0.9',
+  'array_record>=0.8.3,<0.9',
   'importlib_resources>=6,<8',
   'tensorflow-datasets>=4.9.10,<4.10',
 ]

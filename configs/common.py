@@ -21,7 +21,7 @@ def base():
   c.model = ConfigDict()  # models.build and vit.build; `resnet` has its own
   c.model.name = 'vit'
   c.model.variant = 'B/16'  # R50+ViT-B/16: a hybrid
-  c.model.num_classes = 1000
+  c.model.num_classes = placeholder(int)  # None: those of the training set
   c.model.head = 'token'  # token | gap | map | none
   c.model.pre_logits = False  # a tanh layer before the last: pre-training
   c.model.head_bias = 0.0
@@ -48,12 +48,18 @@ def base():
   c.objective.name = 'classification'
   c.objective.loss = 'softmax'  # softmax | sigmoid
   c.objective.label_smoothing = 0.0
+  c.objective.mixup = 0.0  # p of Beta(p, p); 0: images are not mixed
 
   c.train = ConfigDict()  # pipeline.TrainData
+  # A name in vit_jax/data/datasets.py, or a path: a folder of class folders of
+  # images, a manifest (.csv, .jsonl), or what vit_jax.data.prepare has packed.
   c.train.dataset = 'imagenet2012'
   c.train.split = 'train'
   c.train.batch_size = 4096  # over all devices
   c.train.preprocess = 'inception_crop(224)|flip_lr'
+  c.train.subset = placeholder(int)  # so many random examples; None: all
+  c.train.drop = ''  # list of examples to leave out, of data.deduplicate
+  c.train.max_bad_share = 0.01  # of images that cannot be read: then it stops
 
   c.optimizer = ConfigDict()  # optimizers.build
   c.optimizer.name = 'adam'  # adam | sgd
@@ -89,7 +95,13 @@ def base():
 
 
 def classification(
-  dataset, split, preprocess, every=5_000, batch_size=1024, loss='softmax'
+  dataset,
+  split,
+  preprocess,
+  every=5_000,
+  batch_size=1024,
+  loss='softmax',
+  skip_bad=False,
 ):
   """Returns the row of `c.evals` that measures accuracy on a data set."""
   return ConfigDict(
@@ -101,17 +113,18 @@ def classification(
       batch_size=batch_size,
       preprocess=preprocess,
       loss=loss,
+      skip_bad=skip_bad,
     )
   )
 
 
-def resnet(variant, num_classes):
+def resnet(variant):
   """Returns the section `c.model` of a BiT-ResNet: resnet.build's arguments."""
   return ConfigDict(
     dict(
       name='resnet',
       variant=variant,
-      num_classes=num_classes,
+      num_classes=placeholder(int),
       version=2,  # 2: pre-activation, as published | 1: post-activation
       head_bias=0.0,
       dtype='bfloat16',
@@ -128,7 +141,6 @@ def jft(variant, lr, epochs):
   c = base()
   c.total_epochs = epochs
   c.model.variant = variant
-  c.model.num_classes = 18291
   c.model.pre_logits = True
   c.model.head_bias = -10.0  # an image has few of the labels
   c.objective.loss = 'sigmoid'

@@ -14,7 +14,6 @@ def get_config():
   c.total_epochs = 100.0
   c.log_every = 50
   c.model.variant = 'Ti/4'  # 2 x 2 patches of 4 x 4 pixels
-  c.model.num_classes = 10
   c.model.hidden_size = 128
   c.model.depth = 3
   c.model.mlp_dim = 512

@@ -22,6 +22,6 @@ _RECIPES = {
 def get_config(variant='R50x1'):
   lr, epochs = common.choose(_RECIPES, variant)
   c = common.jft(variant, lr, epochs)
-  c.model = common.resnet(variant, c.model.num_classes)
+  c.model = common.resnet(variant)
   c.model.head_bias = -10.0
   return c

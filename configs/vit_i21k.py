@@ -17,7 +17,6 @@ def get_config(variant='B/16'):
   c = common.base()
   c.total_epochs = common.choose(_EPOCHS, variant)
   c.model.variant = variant
-  c.model.num_classes = 21843
   c.model.pre_logits = True
   c.model.dropout = 0.1
   c.train.dataset = 'imagenet21k'

@@ -22,6 +22,7 @@ def shrink(config):
   """Makes a recipe tiny, and lets it read data that is there: digits."""
   config.total_steps, config.total_epochs = 2, None
   config.log_every = 1
+  config.init.checkpoint = ''
   size = _shrink_model(config.model)
   config.train.batch_size = 8 * config.step.accum_steps
   config.optimizer.warmup_steps = min(config.optimizer.warmup_steps, 1)
@@ -49,9 +50,10 @@ def _shrink_model(model):
 
 
 def _shrink_sizes(recipe, size):
-  """Replaces the sizes in a recipe; larger ones stay a little larger."""
+  """Makes the last size of a recipe `size`; larger ones stay larger."""
+  sizes = re.findall(r'\d{3}', recipe)
   return re.sub(
-    r'\d{3}', lambda match: str(size + (int(match[0]) > 224)), recipe
+    r'\d{3}', lambda match: str(size + (match[0] > sizes[-1])), recipe
   )
 
 

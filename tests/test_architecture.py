@@ -16,7 +16,7 @@ MAY_IMPORT = {
   'sharding': {'names'},
   'models': {'names'},
   'optimizers': {'names'},
-  'data': {'names', 'sharding'},
+  'data': {'names', 'sharding', 'command_line'},
   'objectives': {'names', 'models'},
   'evaluators': {'names', 'models', 'data', 'sharding', 'objectives'},
   'checkpoint': set(),
@@ -25,7 +25,7 @@ MAY_IMPORT = {
   'command_line': set(),
   'weights': {'names', 'models', 'checkpoint', 'data', 'command_line'},
   'flops': set(),
-  'analysis': {'models', 'command_line', 'flops'},
+  'analysis': {'models', 'command_line', 'flops', 'data'},
   'predict': {'command_line', 'models', 'data', 'weights'},
   'train': {
     'names', 'models', 'data', 'optimizers', 'sharding', 'objectives',
@@ -36,15 +36,23 @@ MAY_IMPORT = {
 # Libraries that are slow to import or that a train step does without.
 ONLY_IN = {
   'tensorflow': {'data/__init__.py'},
-  'tensorflow_datasets': {'data/sources.py'},
-  'array_record': {'data/sources.py'},
+  'tensorflow_datasets': {
+    'data/sources.py',
+    'data/prepare/tfds_building.py',
+  },
+  'array_record': {
+    'data/sources.py',
+    'data/shards.py',
+    'data/shard_writer.py',
+  },
   'clu': {'metrics.py'},
   'sklearn': {'data/datasets.py'},
   'orbax': {'checkpoint.py', 'weights/orbax.py'},
   'absl': {
     'command_line.py',
     'main.py',
-    'data/prepare.py',
+    'data/pipeline.py',
+    'data/prepare/__main__.py',
     'analysis/compute.py',
     'predict.py',
   },
@@ -104,7 +112,14 @@ def test_every_module_has_its_test():
     elsewhere = {
       '__init__.py',  # nothing
       'data/__init__.py',  # everywhere
-      'data/datasets.py', 'data/prepare.py',  # test_sources.py
+      'data/examples.py',  # test_pipeline.py, test_bad_input.py
+      'data/manifest.py',  # test_files.py
+      'data/objectnet.py',  # test_datasets.py
+      'data/shard_table.py', 'data/shard_writer.py',  # test_shards.py
+      *(f'data/prepare/{file}.py' for file in (
+        '__init__', '__main__', 'file_packing', 'imagenet21k', 'packing',
+        'progress', 'tar', 'tfds_building', 'vtab_status',
+      )),  # data/test_prepare.py
       'evaluators/__init__.py', 'objectives/__init__.py',
       'models/__init__.py', 'models/attention.py', 'models/encoder.py',
       'models/layers.py', 'models/position_embedding.py',

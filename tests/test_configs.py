@@ -59,6 +59,26 @@ TABLE_3 = {
   ('vit_i1k', 'L/32'): ('L/32', 300, 3e-3, 'cosine', 0.3, 0.1, 1.0, 1000),
 }  # fmt: skip
 
+# How to train your ViT?: augmentation, weight decay, dropout and stochastic
+# depth; and RandAugment (layers, magnitude) and mixup of each augmentation.
+AUGREG = {
+  'i1k-Ti/16': ('light1', 0.1, 0.0), 'i21k-Ti/16': ('none', 0.03, 0.0),
+  'i1k-S/32': ('light2', 0.1, 0.0), 'i21k-S/32': ('light2', 0.03, 0.0),
+  'i1k-S/16': ('medium2', 0.1, 0.0), 'i21k-S/16': ('light2', 0.03, 0.0),
+  'i1k-B/32': ('medium2', 0.1, 0.1), 'i21k-B/32': ('medium1', 0.03, 0.0),
+  'i1k-B/16': ('strong2', 0.1, 0.1), 'i21k-B/16': ('medium1', 0.1, 0.0),
+  'i1k-L/16': ('medium1', 0.1, 0.1), 'i21k-L/16': ('medium1', 0.1, 0.1),
+}  # fmt: skip
+AUGMENTATIONS = {
+  'none': ('', 0.0),
+  'light1': ('|randaugment(2, 0)', 0.0),
+  'light2': ('|randaugment(2, 10)', 0.2),
+  'medium1': ('|randaugment(2, 15)', 0.2),
+  'medium2': ('|randaugment(2, 15)', 0.5),
+  'strong1': ('|randaugment(2, 20)', 0.5),
+  'strong2': ('|randaugment(2, 20)', 0.8),
+}
+
 
 def load(name, argument=None):
   get_config = importlib.import_module(f'configs.{name}').get_config
@@ -72,11 +92,14 @@ def binds(function, section, **context):
 @pytest.mark.parametrize(
   ('name', 'argument'), sorted({(name, '') for name in RECIPES} | {
     (name, argument or '') for name, argument in TABLE_3
-  })
+  } | {('augreg', argument) for argument in AUGREG})
 )  # fmt: skip
 def test_sections_are_arguments_of_their_functions(name, argument):
   c = load(name, argument or None)
   assert set(c) == set(train.FIELDS)
+  assert c.model.num_classes is None  # those of the data
+  c.train.dataset = c.train.dataset or 'digits'  # of fine-tuning: any
+  c.model.num_classes = datasets.DATASETS[c.train.dataset].num_classes
   model = models.build(**c.model)
   objective = objectives.build(model, **c.objective)
   tx, _ = optimizers.build(total_steps=10**6, **c.optimizer)
@@ -86,7 +109,6 @@ def test_sections_are_arguments_of_their_functions(name, argument):
   binds(checkpoint.Manager, c.checkpoint, workdir='', config={}, shapes={})
   binds(weights.load_into, c.init, state=None, model=None, image_size=None)
   binds(pipeline.TrainData, c.train, mesh=None, seed=0)
-  assert c.model.num_classes == datasets.DATASETS[c.train.dataset].num_classes
   for row in [c.train, *c.evals.values()]:
     preprocess.parse(row.preprocess, '')
     assert row.dataset in datasets.DATASETS
@@ -94,7 +116,8 @@ def test_sections_are_arguments_of_their_functions(name, argument):
     row = dict(row)
     build = evaluators.EVALUATORS[row.pop('kind')]
     row.pop('every')
-    binds(build, row, predict=None, params=None, mesh=None, field='')
+    binds(build, row, predict=None, params=None, mesh=None, field='',
+          class_names=None)  # fmt: skip
 
 
 @pytest.mark.parametrize('name', RECIPES)
@@ -116,13 +139,38 @@ def test_settings_are_those_of_table_3(recipe, row):
     c.optimizer.weight_decay,
     c.model.get('dropout', 0.0),  # a ResNet has none
     c.optimizer.clip_norm,
-    c.model.num_classes,
+    datasets.DATASETS[c.train.dataset].num_classes,
   )
   assert c.optimizer.name == 'adam'
   assert c.optimizer.warmup_steps == 10_000
   assert c.train.batch_size == 4096
   assert c.train.preprocess == 'inception_crop(224)|flip_lr'
   assert c.model.get('pre_logits', True)  # the pre-training head of a ViT
+
+
+@pytest.mark.parametrize(('model', 'row'), AUGREG.items())
+def test_settings_are_those_of_augreg(model, row):
+  dataset, variant = model.split('-')
+  usual, decay, rate = row
+  for given in ('', *AUGMENTATIONS):
+    c = load('augreg', f'{model}-{given}' if given else model)
+    randaugment, mixup = AUGMENTATIONS[given or usual]
+    assert c.train.preprocess == f'inception_crop(224)|flip_lr{randaugment}'
+    assert c.objective.mixup == mixup
+    assert (c.model.variant, c.model.dropout) == (variant, rate)
+    assert c.model.stochastic_depth == rate
+    # 0.1 of big_vision's 0.0001, which it does not scale by lr = 0.001.
+    assert (c.optimizer.lr, c.optimizer.weight_decay) == (1e-3, decay)
+    assert (c.optimizer.decay, c.optimizer.clip_norm) == ('cosine', 1.0)
+    assert (c.optimizer.name, c.optimizer.warmup_steps) == ('adam', 10_000)
+    assert (c.total_epochs, c.train.batch_size) == (300, 4096)
+    assert not c.model.pre_logits
+    if dataset == 'i21k':
+      assert (c.train.dataset, c.objective.loss) == ('imagenet21k', 'sigmoid')
+      assert c.model.head_bias == -10
+    else:
+      assert (c.train.dataset, c.objective.loss) == ('imagenet2012', 'softmax')
+      assert c.model.head_bias == 0
 
 
 def test_recipes_are_small_and_say_how_they_are_run():
@@ -135,3 +183,11 @@ def test_recipes_are_small_and_say_how_they_are_run():
 def test_unknown_argument_is_explained():
   with pytest.raises(ValueError, match="no 'B/8'; choose one of B/16, B/32"):
     load('vit_b_jft', 'B/8')
+  with pytest.raises(ValueError, match="no 'i21k-B/8'; choose one of i1k-Ti"):
+    load('augreg', 'i21k-B/8-light1')
+  with pytest.raises(
+    ValueError, match="no 'light3'; choose one of none, light"
+  ):
+    load('augreg', 'i21k-B/16-light3')
+  with pytest.raises(ValueError, match="no 'B/16'; choose one of i1k-Ti/16"):
+    load('augreg', 'B/16')

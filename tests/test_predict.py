@@ -12,7 +12,7 @@ from absl.testing import flagsaver
 from PIL import Image
 
 from vit_jax import models, names, predict, weights
-from vit_jax.data import labels, pipeline
+from vit_jax.data import labels, pipeline, preprocess
 
 RNG = np.random.default_rng(0)
 
@@ -139,7 +139,7 @@ def test_pixels_are_those_of_the_evaluators(digits, folder, monkeypatch):
   path = folder / 'a.jpg'
   Image.open(folder / '0.png').save(path)
   seen = predict._reader(digits)(str(path))
-  op = pipeline.preprocess.parse(digits.preprocess, 'config.preprocess')
+  op = preprocess.parse(digits.preprocess, 'config.preprocess')
   expected = op(pipeline.tf.constant(path.read_bytes()), np.zeros(2, np.int32))
   np.testing.assert_array_equal(seen, expected)
 

@@ -1,6 +1,7 @@
 """Checkpoints: saved while training goes on, whole or not at all.
 
-A run's folder holds `config.json` and `checkpoints/STEP/{state,config,inputs}`.
+A run's folder holds `config.json`, `checkpoints/STEP/{state,config,inputs}`,
+and `classes.txt` if the run trains on images of one's own.
 Orbax writes each into a temporary folder that is renamed when it is complete,
 so that a process killed at any moment leaves the last complete one.
 """
@@ -23,6 +24,7 @@ _MAY_CHANGE = (
   r'log_every|(checkpoint|evals|mesh|sharding)(\..*)?'
   r'|model\.(unroll|remat)'
 )
+_CLASSES = 'classes.txt'
 
 
 class Preempted(Exception):  # noqa: N818  (not an error)
@@ -47,7 +49,8 @@ class Manager:
       config: dict, saved beside the arrays so that a checkpoint describes
         itself.
       shapes: tree of `jax.ShapeDtypeStruct` of the state.
-      inputs: dict, saved likewise: 'image_shape', (height, width, channels).
+      inputs: dict, saved likewise: 'image_shape', (height, width, channels),
+        and maybe 'labels', the names of the classes of one's own images.
       every: number of steps between two checkpoints.
       keep: how many of the last ones are kept.
 
@@ -85,12 +88,13 @@ class Manager:
         copy = self._directory / str(max(steps)) / 'config' / 'metadata'
         old = _read_config(path if path.exists() else copy)
         _check_same(old, self._config, self.workdir)
+        _check_classes(self.workdir, self._inputs.get('labels'))
       _check_space(self._directory, self._shapes, keep)
       self._directory.mkdir(parents=True, exist_ok=True)
       if jax.process_index() == 0:
-        partial = self.workdir / 'config.json.partial'
-        partial.write_text(json.dumps(self._config, indent=2) + '\n')
-        partial.replace(path)
+        _write(path, json.dumps(self._config, indent=2))
+        if self._inputs.get('labels'):
+          _write(self.workdir / _CLASSES, '\n'.join(self._inputs['labels']))
     except OSError as error:
       raise ValueError(
         f'--workdir={self.workdir} cannot be written '
@@ -215,6 +219,25 @@ def _read_config(path):
       f'{path} is damaged ({error}); restore it, or use another --workdir. '
       'Each folder of checkpoints/ holds a copy: STEP/config/metadata.'
     ) from None
+
+
+def _write(path, text):
+  partial = path.with_name(f'{path.name}.partial')
+  partial.write_text(text + '\n')
+  partial.replace(path)
+
+
+def _check_classes(workdir, labels):
+  """Raises ValueError if the classes are not those that the run began with."""
+  path = workdir / _CLASSES
+  old = path.read_text().splitlines() if path.exists() else None
+  if old and old != list(labels or ()):
+    changed = sorted(set(old) ^ set(labels or ()))
+    raise ValueError(
+      f'--workdir={workdir} holds a run whose classes are those of {path}; the '
+      f'training set now has others ({", ".join(changed[:5])}). Take the '
+      'change of the data back, or use another --workdir.'
+    )
 
 
 def _check_same(old, new, workdir):

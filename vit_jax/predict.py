@@ -25,7 +25,7 @@ import numpy as np
 from absl import app, flags, logging
 
 from vit_jax import command_line, models
-from vit_jax.data import images, preprocess
+from vit_jax.data import images, preprocess, tf
 
 _CHECKPOINT = flags.DEFINE_string(
   'checkpoint', None, 'The model: path of a checkpoint, or a published name.'
@@ -142,7 +142,7 @@ def predict(checkpoint, paths, top_k=5, batch_size=32):
         try:
           pixels[row] = read(path)
         except Exception as error:  # decoders of damaged files raise anything
-          errors[row] = _in_one_line(error)
+          errors[row] = images.in_words(error)
       probabilities, classes = jax.device_get(classify(pixels))
       for row, path in enumerate(batch):
         if row in errors:
@@ -211,9 +211,10 @@ def _reader(checkpoint):
     text = '|'.join(filter(None, [text, f'resize({height}, {width})']))
   recipe = preprocess.parse(text, 'checkpoint.preprocess')
   expected = (*checkpoint.image_size, 3)
+  seed = np.zeros(2, np.int32)
 
   def read(path):
-    image = recipe(images.read(path), np.zeros(2, np.int32)).numpy()
+    image = recipe(tf.constant(images.read(path)), seed).numpy()
     if image.shape != expected:
       raise ValueError(
         f'{checkpoint.preprocess!r} makes it {image.shape}, but the model '
@@ -222,13 +223,6 @@ def _reader(checkpoint):
     return image
 
   return read
-
-
-def _in_one_line(error):
-  """Returns what an error says, without TensorFlow's names of its parts."""
-  text = getattr(error, 'strerror', None) or str(error)
-  text = re.sub(r'^{{.*?}} | \[Op:.*', '', text).strip()
-  return text.partition('\n')[0] or type(error).__name__
 
 
 if __name__ == '__main__':

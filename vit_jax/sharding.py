@@ -12,6 +12,7 @@ import re
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from vit_jax import names
@@ -158,6 +159,13 @@ def local_rows(mesh, batch_size):
 def global_batch(batch, mesh):
   """Returns global arrays on the mesh from this process's rows of each."""
   return jax.make_array_from_process_local_data(batch_sharding(mesh), batch)
+
+
+def sum_over_processes(number):
+  """Returns the sum of a number that each process has of its own."""
+  if jax.process_count() == 1:
+    return number
+  return int(multihost_utils.process_allgather(np.array(number)).sum())
 
 
 @contextlib.contextmanager

@@ -162,10 +162,10 @@ def train(config, workdir):
 
   rng = jax.random.key(config.seed)
   mesh = call(sharding.make_mesh, 'mesh')
+  data = call(pipeline.TrainData, 'train', mesh=mesh, seed=config.seed)
+  _set_classes(config, data)
   model = models.build(**config.model)
   objective = objectives.build(model, **config.objective)
-  data = call(pipeline.TrainData, 'train', mesh=mesh, seed=config.seed)
-  _check_classes(config, data)
   B, A = config.train.batch_size, config.step.accum_steps
   total_steps = optimizers.resolve_steps(
     config.total_steps, config.total_epochs, data.num_examples, B
@@ -183,7 +183,9 @@ def train(config, workdir):
 
   shapes = jax.eval_shape(init, rng)
   # An average has the shapes of what it averages.
-  evals = evaluators.build(objective.predict, shapes.params, mesh, config.evals)
+  evals = evaluators.build(
+    objective.predict, shapes.params, mesh, config.evals, data.class_names
+  )
   layout = call(sharding.layout, 'sharding', shapes=shapes, mesh=mesh)
   train_step = jax.jit(
     train_step, donate_argnums=0, out_shardings=(layout, None)
@@ -201,7 +203,7 @@ def train(config, workdir):
     workdir=workdir,
     config=config.to_dict(),
     shapes=shapes,
-    inputs=dict(image_shape=data.image_shape),
+    inputs=dict(image_shape=data.image_shape, labels=data.class_names),
   )
   with checkpoints, sharding.activations(mesh):
     # Start from, in this order: this run's own checkpoint; another run's
@@ -231,7 +233,12 @@ def train(config, workdir):
         save = stop or checkpoints.due(step, total_steps)
         # A state is only saved after its metrics were found finite.
         if save or step % config.log_every == 0:
-          stats = stats | {'learning_rate': learning_rate(step - 1)}
+          stats = stats | {
+            'learning_rate': learning_rate(step - 1),
+            'bad_examples': sharding.sum_over_processes(data.num_bad),
+          }
+          for line in data.news():
+            writer.say(line)
           writer.scalars(step, 'train', stats)
         if save:
           checkpoints.save(step, state)
@@ -253,20 +260,32 @@ def _evaluate(evals, state, step, total_steps, writer):
       writer.scalars(step, evaluation.name, evaluation.evaluate(state.weights))
 
 
-def _check_classes(config, data):
+def _set_classes(config, data):
+  """Makes the number of classes the training set's, if none is given."""
+  if config.model.num_classes is None:
+    config.model.num_classes = data.num_classes
   if config.model.num_classes != data.num_classes:
     raise ValueError(
       f'config.model.num_classes={config.model.num_classes}, but config.train.'
       f'dataset={config.train.dataset!r} has {data.num_classes} classes; '
-      f'set config.model.num_classes={data.num_classes}.'
+      f'set config.model.num_classes={data.num_classes}, or leave it out.'
     )
 
 
 def _headline(model, state, mesh, data, total_steps):
   count = sum(x.size for x in jax.tree.leaves(state.params))
   device = mesh.devices.flat[0].device_kind
+  classes = ''
+  if data.class_names:
+    classes = f'{data.num_classes} classes ({_list(data.class_names)}), '
   start = f'from step {int(state.step):,} ' if state.step else ''
   return (
     f'{type(model).__name__} of {count:,} parameters, {data.num_examples:,} '
-    f'images, {start}to step {total_steps:,} on {mesh.size} x {device}.'
+    f'images, {classes}{start}to step {total_steps:,} on {mesh.size} x '
+    f'{device}.'
   )
+
+
+def _list(texts, most=10):
+  shown = ', '.join(texts[:most])
+  return shown if len(texts) <= most else f'{shown}, ...'

@@ -8,7 +8,6 @@ import pytest
 from configs import common
 from vit_jax import models
 from vit_jax.analysis import compute
-from vit_jax.data import datasets
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 
@@ -129,12 +128,15 @@ def test_training_images():
   assert compute.training_images(config) == 300 * 1_281_167
   config.train.split = 'train[:99%]'
   assert compute.training_images(config) is None
+  config.train.split = 'train'
+  for dataset, num_train in (('vtab_pets', 1000), ('cifar10', 50_000)):
+    config.train.dataset = dataset
+    assert compute.training_images(config) == 300 * num_train
+  for dataset in ('imagenet_v2', '~/photos'):
+    config.train.dataset = dataset
+    assert compute.training_images(config) is None
   config.total_epochs, config.total_steps = None, 10
   assert compute.training_images(config) == 40_960
-
-
-def test_data_sets_are_called_so():
-  assert set(compute.NUM_IMAGES) <= set(datasets.DATASETS)
 
 
 def run(*flags):

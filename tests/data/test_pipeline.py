@@ -98,7 +98,7 @@ def test_far_steps_cost_nothing(make_mesh, monkeypatch):
       return record
 
   huge = Huge()
-  row = datasets.Dataset(10, lambda split: huge)
+  row = datasets.Dataset(300_000_000, lambda split: huge)
   monkeypatch.setitem(datasets.DATASETS, 'huge', row)
   data = pipeline.TrainData(make_mesh(1), 0, 'huge', 'train', 4096, '')
   monkeypatch.setattr(sharding, 'global_batch', lambda batch, mesh: batch)

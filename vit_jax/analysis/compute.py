@@ -20,17 +20,8 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from vit_jax import command_line, flops, models
+from vit_jax.data import datasets
 
-# Training images of data sets, so that nobody needs the data to ask what a run
-# takes: JFT's as in the paper (Section 4.1), else as published.
-NUM_IMAGES = {
-  'cifar10': 50_000,
-  'cifar100': 50_000,
-  'digits': 1_438,
-  'imagenet2012': 1_281_167,
-  'imagenet21k': 14_197_122,
-  'jft300m': 303_000_000,
-}
 JFT_CLASSES = 18_291  # as in configs/common.py
 # Peak bf16 FLOP/s of a TPUv3 core, and the share of it that the paper's H/14
 # reached: 4262 exaFLOPs (Table 6) in 2.5k TPUv3-core-days (Table 2).
@@ -137,9 +128,10 @@ def table_6():
   An exaFLOP is 1e18 FLOPs; `flops.Count` says what padding has to do with it.
   """
   computes = {variant: _pretrained(variant) for variant, _, _ in TABLE_6}
+  num_train = datasets.DATASETS['jft300m'].num_train
   results = []
   for variant, epochs, _ in TABLE_6:
-    compute, images = computes[variant], epochs * NUM_IMAGES['jft300m']
+    compute, images = computes[variant], epochs * num_train
     ours = training_flops(compute.flops, images)
     padding = training_flops(compute.padding_flops, images)
     results.append((ours / 1e18, (ours - padding) / 1e18))
@@ -184,13 +176,27 @@ def training_images(config):
   """
   if config.total_steps is not None:
     return config.total_steps * config.train.batch_size
-  num_images = NUM_IMAGES.get(config.train.dataset)
-  if config.total_epochs is None or not num_images:
+  row = datasets.DATASETS.get(config.train.dataset)
+  if config.total_epochs is None or row is None or row.num_train is None:
     return None
   # Of another split, only the data itself knows the length.
   if config.train.split != 'train':
     return None
-  return round(config.total_epochs * num_images)
+  return round(config.total_epochs * row.num_train)
+
+
+def _model_section(config):
+  """Returns the model's arguments, with the classes of the training set."""
+  section = dict(config.model)
+  if section.get('num_classes') is None:
+    dataset = config.train.dataset
+    if dataset not in datasets.DATASETS:
+      raise ValueError(
+        f'config.train.dataset={dataset!r} does not say how many classes it '
+        'has; set config.model.num_classes.'
+      )
+    section['num_classes'] = datasets.DATASETS[dataset].num_classes
+  return section
 
 
 def report(config, size=None):
@@ -201,7 +207,7 @@ def report(config, size=None):
     size: side of the images, in pixels; by default what the config trains on.
   """
   size = size or image_size(config.train.preprocess)
-  compute = forward(models.build(**config.model), size)
+  compute = forward(models.build(**_model_section(config)), size)
   rows = [
     ('parameters', f'{compute.params:,}'),
     ('tokens', compute.tokens or 'none'),

@@ -7,47 +7,85 @@ the number of processes.
 """
 
 import numpy as np
+from absl import logging
 
-from vit_jax import sharding
-from vit_jax.data import datasets, order, preprocess, tf
+from vit_jax.data import examples, order, tf
 
-# Records that one call into Python reads: enough to make the call's cost small
-# against decoding, few enough for even work.
-_CHUNK = 64
+_NAMED = 10  # bad examples whose names are told; all are counted
+# The share of bad examples is only judged of so many.
+_FEWEST = 1000
+_MOST_IN_A_ROW = 100
 
 
 class TrainData:
   """The training set, shuffled anew each epoch, without end.
 
+  An example that cannot be read or decoded, or whose label does not exist, is
+  left out: the next one of the data set takes its place, so that the batches
+  still do not depend on the number of processes.
+
   Attributes:
     num_examples: the length of an epoch.
     num_classes: C.
+    class_names: tuple of str, or None if they are not known.
     image_shape: (height, width, 3) of every image.
+    num_bad: how often a bad example was left out by this process, since its
+      batches were begun.
   """
 
-  def __init__(self, mesh, seed, dataset, split, batch_size, preprocess):
+  def __init__(
+    self,
+    mesh,
+    seed,
+    dataset,
+    split,
+    batch_size,
+    preprocess,
+    subset=None,
+    drop='',
+    max_bad_share=0.01,
+  ):
     """Opens the data set.
 
     Args:
       mesh: the device mesh that batches are laid out on.
       seed: int >= 0, of the order and of the augmentations.
-      dataset: a name in `datasets.DATASETS`.
+      dataset: a name in `datasets.DATASETS`, or the path of a folder of images,
+        a manifest or prepared shards.
       split: the part of it to train on.
       batch_size: B, over all devices of all processes.
       preprocess: recipe, see `preprocess`.
+      subset: how many examples to choose at random; None is all. A smaller
+        subset is inside a larger one.
+      drop: path of a list of examples to leave out, as
+        `vit_jax.data.deduplicate` writes it.
+      max_bad_share: share of bad examples above which training stops.
 
     Raises:
       ValueError: on anything that does not exist or fit.
     """
     if seed < 0:
       raise ValueError(f'config.seed={seed} is negative; use 0 or more.')
-    self._seed = seed
-    self._examples = _Examples(
-      mesh, dataset, split, batch_size, preprocess, 'config.train'
+    if not 0 <= max_bad_share <= 1:
+      raise ValueError(
+        f'config.train.max_bad_share={max_bad_share} is not in [0, 1].'
+      )
+    self._seed, self._max_bad_share = seed, max_bad_share
+    self._examples = examples.Examples(
+      mesh,
+      batch_size,
+      preprocess,
+      'config.train',
+      dataset=dataset,
+      split=split,
+      subset=subset,
+      drop=drop,
     )
-    self.num_examples = len(self._examples.source)
-    self.num_classes = self._examples.num_classes
+    data = self._examples.data
+    self.num_examples = len(data.source)
+    self.num_classes, self.class_names = data.num_classes, data.class_names
     self.image_shape = self._examples.image_shape
+    self.num_bad, self._news = 0, []
 
   def batches(self, start_step):
     """Yields the global batch of each step from `start_step` on, for ever.
@@ -58,39 +96,113 @@ class TrainData:
     Yields:
       dict of arrays on the mesh: 'image' uint8 [B, height, width, 3], 'label'
       int32 [B] or targets [B, C].
+
+    Raises:
+      ValueError: if too many examples are bad.
     """
+    self.num_bad, self._news = 0, []
 
     def locate(positions):
       indices, seeds = order.shuffled(positions, self._seed, self.num_examples)
       return indices, {'seed': seeds}
 
     spec = {'seed': tf.TensorSpec([2], tf.int32)}
-    return self._examples.batches(locate, spec, start_step, 2**40)
+    yield from self._examples.batches(
+      locate, spec, start_step, 2**40, self._next_good
+    )
+
+  def news(self):
+    """Returns lines that name bad examples, those since the last call."""
+    news, self._news = self._news, []
+    return news
+
+  def _next_good(self, index, seed, why, num_seen):
+    """Returns the example after a bad one."""
+    self.num_bad += 1
+    what = f'{self._examples.name(index)}: {why}'
+    if self.num_bad <= _NAMED:
+      self._news.append(f'Left out: {what}')
+    if self.num_bad == _NAMED:
+      self._news.append('Further bad examples are counted, but not named.')
+    if self.num_bad > self._max_bad_share * max(num_seen, _FEWEST):
+      raise ValueError(
+        f'{self.num_bad:,} of {num_seen:,} examples could not be used, above '
+        f'config.train.max_bad_share={self._max_bad_share}; the last one is '
+        f'{what}. Mend or remove them (`python -m vit_jax.data.prepare PATH` '
+        'finds all in a folder or manifest), or raise the share.'
+      )
+    for offset in range(1, min(_MOST_IN_A_ROW, self.num_examples)):
+      try:
+        return self._examples.example(
+          (index + offset) % self.num_examples, seed
+        )
+      except examples.BadExampleError:
+        continue
+    raise ValueError(
+      f'config.train: no example after {what} can be used either.'
+    )
 
 
 class EvalData:
   """A data set in its stored order, padded to whole batches and masked.
 
-  Attributes: those of `TrainData`.
+  Attributes: those of `TrainData`; num_bad only with `skip_bad`.
   """
 
-  def __init__(self, mesh, dataset, split, batch_size, preprocess, field):
-    """Opens the data set; arguments as of `TrainData`, `field` for errors."""
-    self._examples = _Examples(
-      mesh, dataset, split, batch_size, preprocess, field
+  def __init__(
+    self,
+    mesh,
+    dataset,
+    split,
+    batch_size,
+    preprocess,
+    field,
+    class_names=None,
+    skip_bad=False,
+  ):
+    """Opens the data set.
+
+    Args:
+      mesh: the device mesh that batches are laid out on.
+      dataset: as of `TrainData`.
+      split: the part of it to evaluate on.
+      batch_size: B, over all devices of all processes.
+      preprocess: recipe, see `preprocess`.
+      field: config section, for errors.
+      class_names: the classes of the training set, for images of one's own.
+      skip_bad: whether an example that cannot be used is left out and counted,
+        instead of being an error.
+
+    Raises:
+      ValueError: on anything that does not exist or fit.
+    """
+    self._examples = examples.Examples(
+      mesh,
+      batch_size,
+      preprocess,
+      field,
+      dataset=dataset,
+      split=split,
+      class_names=class_names,
     )
-    self._batch_size = batch_size
-    self.num_examples = len(self._examples.source)
-    self.num_classes = self._examples.num_classes
+    self._batch_size, self._field, self._skip_bad = batch_size, field, skip_bad
+    data = self._examples.data
+    self.num_examples = len(data.source)
+    self.num_classes, self.class_names = data.num_classes, data.class_names
     self.image_shape = self._examples.image_shape
+    self.num_bad = 0
 
   def batches(self):
     """Yields every example once.
 
     Yields:
       dict of arrays on the mesh, as of `TrainData.batches`, and 'mask', [B]
-      float32: 1 for an example, 0 for padding.
+      float32: 1 for an example, 0 for padding and what does not count.
+
+    Raises:
+      ValueError: naming an example that cannot be used, unless `skip_bad`.
     """
+    self.num_bad = 0
 
     def locate(positions):
       mask = (positions < self.num_examples).astype(np.float32)
@@ -103,97 +215,17 @@ class EvalData:
       'mask': tf.TensorSpec([], tf.float32),
     }
     num_batches = -(-self.num_examples // self._batch_size)
-    return self._examples.batches(locate, spec, 0, num_batches)
+    yield from self._examples.batches(locate, spec, 0, num_batches, self._blank)
 
-
-class _Examples:
-  """Preprocessed examples of a source, in any order a caller computes."""
-
-  def __init__(self, mesh, dataset, split, batch_size, recipe, field):
-    sharding.check_batch_size(batch_size, mesh, f'{field}.batch_size')
-    self._mesh, self._batch_size = mesh, batch_size
-    self._transform = preprocess.parse(recipe, f'{field}.preprocess')
-    self.source = datasets.load(dataset, split, field)
-    if not len(self.source):
-      raise ValueError(f'{field}.split={split!r} has no examples; use another.')
-    self.num_classes = datasets.DATASETS[dataset].num_classes
-    self.image_shape = self._static_image_shape(field)
-
-  def batches(self, locate, spec, start, num_batches):
-    """Yields global batches.
-
-    Args:
-      locate: function from positions in the order, int64 [n], to the examples
-        there, int64 [n], and a dict of what else belongs to them: 'seed', int32
-        [n, 2], and maybe 'mask'.
-      spec: dict of tf.TensorSpec of that dict's values, without the n.
-      start: the first batch's number.
-      num_batches: how many to yield.
-    """
-    rows = sharding.local_rows(self._mesh, self._batch_size)
-
-    def read(places):
-      """Reads by place in this process's own stream of examples."""
-      batches, offsets = np.divmod(places, len(rows))
-      positions = (start + batches) * self._batch_size + rows[offsets]
-      indices, extras = locate(positions)
-      return self.source.read(indices) | extras
-
-    def finish(record):
-      seed = record.pop('seed')
-      mask = {'mask': record.pop('mask')} if 'mask' in record else {}
-      example = self.source.parse(record)
-      image = self._transform(example['image'], seed)
-      return example | {'image': image} | mask
-
-    examples = _records(
-      read, self.source.spec | spec, num_batches * len(rows)
-    ).map(finish, tf.data.AUTOTUNE, deterministic=True)
-    local = examples.batch(len(rows), drop_remainder=True).prefetch(2)
-    for batch in local.as_numpy_iterator():
-      yield sharding.global_batch(batch, self._mesh)
-
-  def _static_image_shape(self, field):
-    seed_spec = tf.TensorSpec([2], tf.int32)
-
-    @tf.function(input_signature=[self.source.spec, seed_spec], autograph=False)
-    def image(record, seed):
-      return self._transform(self.source.parse(record)['image'], seed)
-
-    try:
-      shape = image.get_concrete_function().structured_outputs.shape
-    except ValueError as error:
-      raise ValueError(f'{field}.preprocess: {error}') from error
-    if not shape.is_fully_defined():
+  def _blank(self, index, seed, why, num_seen):
+    del seed, num_seen
+    what = f'{self._examples.name(index)}: {why}'
+    if not self._skip_bad:
       raise ValueError(
-        f'{field}.preprocess leaves images of different sizes, {shape}; end '
-        'it with an op that fixes the size, such as resize(224).'
+        f'{self._field}: {what}. An evaluation counts every example: mend or '
+        f'remove this one, or set {self._field}.skip_bad=True.'
       )
-    return tuple(shape)
-
-
-def _records(read, spec, count):
-  """Returns the tf.data.Dataset of records 0..count-1, one an element.
-
-  Args:
-    read: function from places, int64 [n], to a dict of arrays [n, ...].
-    spec: dict of the records' tf.TensorSpecs.
-    count: number of places.
-  """
-  keys = list(spec)
-
-  def read_chunk(start):
-    def read_list(start):
-      records = read(np.arange(start, min(start + _CHUNK, count)))
-      return [records[key] for key in keys]
-
-    dtypes = [spec[key].dtype for key in keys]
-    arrays = tf.numpy_function(read_list, [start], dtypes)
-    for key, array in zip(keys, arrays, strict=True):
-      array.set_shape([None, *spec[key].shape])
-    return dict(zip(keys, arrays, strict=True))
-
-  # Two at a time: one is read while the other is used up.
-  chunks = tf.data.Dataset.range(0, count, _CHUNK)
-  chunks = chunks.map(read_chunk, 2, deterministic=True)
-  return chunks.flat_map(tf.data.Dataset.from_tensor_slices)
+    self.num_bad += 1
+    if self.num_bad <= _NAMED:
+      logging.warning('%s: left out: %s', self._field, what)
+    return self._examples.blank()

@@ -6,14 +6,19 @@ A source has
   source.read(indices)  dict of numpy arrays [len(indices), ...] in that spec,
   source.parse(record)  TensorFlow graph ops from one record to an example: a
                         dict with 'image' (uint8 [height, width, 3], or a
-                        scalar string if encoded) and 'label'.
+                        scalar string if encoded), 'label' (int32 [], or
+                        targets [C]), and maybe 'mask', float32 []: 0 if
+                        evaluations shall not count it,
+  source.name(index)    what to call an example: a path, or a place,
+  source.reason(index)  why its record cannot be read, or None if it can.
 `read` runs in Python on many records at once; `parse`, and all that follows,
-runs in TensorFlow's threads.
+runs in TensorFlow's threads. A record that cannot be read is an empty string,
+which nothing can parse; `pipeline` then says what is to become of it.
 """
 
 import numpy as np
 
-from vit_jax.data import tf
+from vit_jax.data import preprocess, tf
 
 
 class ArraySource:
@@ -39,6 +44,12 @@ class ArraySource:
   def parse(self, record):
     return record
 
+  def name(self, index):
+    return f'example {index}'
+
+  def reason(self, index):
+    del index
+
 
 class TfdsSource:
   """A split of a TFDS data set prepared in array_record format.
@@ -46,67 +57,148 @@ class TfdsSource:
   Args:
     name: TFDS name, such as 'cifar10:3.*.*'.
     split: TFDS split, such as 'train' or 'train[:90%]'.
+    num_classes: C; a sequence of classes becomes targets [C] of 0 and 1.
     image: name of the image feature.
     label: name of the label feature: a class, or a sequence of classes.
-    num_classes: C; a sequence of classes becomes targets [C] of 0 and 1.
+    to_class: function from the label feature's value, in TensorFlow, to the
+      class, int [], for a feature that is neither.
+    pixels: function from the decoded image, uint8 [height, width, 3], to the
+      one to use; None leaves it encoded.
 
   Raises:
     ValueError: with the command that prepares the data set, if it is not, and
       with the splits that it has, if it lacks this one.
   """
 
-  def __init__(self, name, split, num_classes, image='image', label='label'):
-    self._features = ready_builder(name).info.features
+  def __init__(
+    self,
+    name,
+    split,
+    num_classes,
+    image='image',
+    label='label',
+    to_class=None,
+    pixels=None,
+  ):
+    features = ready_builder(name).info.features
+    # Others, such as a mask or a second image, would be decoded for nothing.
+    self._features = type(features)({x: features[x] for x in (image, label)})
     self._records = _records(name, split)
+    self._name, self._split = name, split
     self._image, self._label = image, label
     self._num_classes = num_classes
+    self._to_class, self._pixels = to_class, pixels
     self.spec = {'record': tf.TensorSpec((), tf.string)}
 
   def __len__(self):
     return len(self._records)
 
   def read(self, indices):
-    records = self._records.__getitems__(indices.tolist())
-    return {'record': np.array(records, dtype=object)}
+    return {'record': read_records(self._records, indices)}
+
+  def name(self, index):
+    return f'{self._name}, split {self._split!r}, example {index}'
+
+  def reason(self, index):
+    return why_unreadable(self._records, index)
 
   def parse(self, record):
-    """Returns 'image', encoded, and 'label', int32 [] or uint8 [C]."""
+    """Returns the example, see the top of this file.
+
+    Where labels are sequences, 'mask' is 0 for an image without any: no
+    prediction for it is right or wrong.
+    """
     import tensorflow_datasets as tfds
 
     example = self._features.deserialize_example(
       record['record'],
       decoders={self._image: tfds.decode.SkipDecoding()},
     )
-    label = example[self._label]
-    if label.shape.rank:  # many labels an image
-      label = tf.reduce_max(
-        tf.one_hot(label, self._num_classes, dtype=tf.uint8), axis=0
-      )
-    else:
-      label = tf.cast(label, tf.int32)
-    return {'image': example[self._image], 'label': label}
+    image, label = example[self._image], example[self._label]
+    if self._pixels:
+      image = self._pixels(preprocess.decode()(image, None))
+    if self._to_class:
+      label = self._to_class(label)
+    elif label.shape.rank:  # many labels an image
+      targets = tf.one_hot(label, self._num_classes, dtype=tf.uint8)
+      mask = tf.cast(tf.size(label) > 0, tf.float32)
+      return {
+        'image': image,
+        'label': tf.reduce_max(targets, axis=0),
+        'mask': mask,
+      }
+    return {'image': image, 'label': tf.cast(label, tf.int32)}
+
+
+def read_records(records, indices):
+  """Returns records of an ArrayRecordDataSource, objects [n]; b'' for bad ones.
+
+  Args:
+    records: the ArrayRecordDataSource.
+    indices: int64 [n].
+  """
+  result = np.empty(len(indices), object)
+  try:
+    result[:] = records.__getitems__(indices.tolist())
+  except Exception:  # one damaged record fails all
+    for place, index in enumerate(indices.tolist()):
+      failed = why_unreadable(records, index)
+      result[place] = b'' if failed else records[index]
+  return result
+
+
+def why_unreadable(records, index):
+  """Returns why a record cannot be read, or None if it can."""
+  try:
+    records[int(index)]
+  except Exception as error:  # array_record raises what C++ says
+    return str(error) or type(error).__name__
+  return None
 
 
 def builder(name):
   """Returns the TFDS builder of a name such as 'cifar10:3.*.*'.
 
   Raises:
-    ValueError: if TFDS is not installed, or knows no such data set.
+    ValueError: if TFDS is not installed, or knows no such data set, or another
+      version of it only.
   """
+  tfds = _import_tfds(f'The data set {name!r}')
   try:
-    import tensorflow_datasets as tfds
-  except ImportError:
-    raise ValueError(
-      f'The data set {name!r} needs TensorFlow Datasets, which is not '
-      "installed; run `pip install -e '.[data]'`."
-    ) from None
-  try:
-    return tfds.builder(name, file_format='array_record')
+    return _as_array_record(tfds, name)
   except tfds.core.registered.DatasetNotFoundError:
     raise ValueError(
       f'TFDS knows no data set {name!r} and finds none prepared under '
-      f'{_data_dir()}; set TFDS_DATA_DIR to the folder that holds it.'
+      f'{data_dir()}; set TFDS_DATA_DIR to the folder that holds it.'
     ) from None
+  except AssertionError as error:  # a version that this TFDS does not build
+    raise ValueError(f'The data set {name!r}: {error}') from None
+
+
+def _as_array_record(tfds, name):
+  """Returns the builder that reads array_record, TFDS's format for that."""
+  try:
+    return tfds.builder(name, file_format='array_record')
+  except ValueError:
+    # It is prepared as tfrecord, to which TFDS then keeps; `prepare` adds the
+    # other format beside it.
+    found = tfds.builder_from_directory(tfds.builder(name).data_dir)
+    formats = {f.value for f in found.info.available_file_formats()}
+    if 'array_record' not in formats:
+      raise ValueError(
+        f'The data set {name!r} is prepared under {data_dir()} in another '
+        f'format ({", ".join(formats)}); run `python -m vit_jax.data.prepare '
+        f'{_asked(name)}`, which converts it.'
+      ) from None
+    found.info.set_file_format(
+      'array_record', override=True, override_if_initialized=True
+    )
+    return found
+
+
+def _asked(name):
+  # What has a wildcard is what TFDS builds by default.
+  return name.partition(':')[0] if '*' in name else name
 
 
 def ready_builder(name):
@@ -115,9 +207,8 @@ def ready_builder(name):
   if not found.is_prepared():
     raise ValueError(
       f'The data set {name!r} is not prepared in array_record format under '
-      f'{_data_dir()}; run `python -m vit_jax.data.prepare '
-      f'{name.partition(":")[0]}`, or set TFDS_DATA_DIR to the folder that '
-      'holds it.'
+      f'{data_dir()}; run `python -m vit_jax.data.prepare {_asked(name)}`, or '
+      'set TFDS_DATA_DIR to the folder that holds it.'
     )
   return found
 
@@ -137,7 +228,22 @@ def _records(name, split):
   return array_record_data_source.ArrayRecordDataSource(files)
 
 
-def _data_dir():
-  import tensorflow_datasets as tfds
+def data_dir():
+  """Returns the folder of prepared data sets: TFDS_DATA_DIR, or TFDS's own.
 
+  Raises:
+    ValueError: if TFDS is not installed.
+  """
+  tfds = _import_tfds('The folder of prepared data sets')
   return tfds.core.constants.DATA_DIR
+
+
+def _import_tfds(what):
+  try:
+    import tensorflow_datasets as tfds
+  except ImportError:
+    raise ValueError(
+      f'{what} needs TensorFlow Datasets, which is not installed; run '
+      "`pip install -e '.[data]'`."
+    ) from None
+  return tfds

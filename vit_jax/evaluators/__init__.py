@@ -1,8 +1,8 @@
 """Evaluators. Add one: a file with `build`, and its line in EVALUATORS.
 
-An evaluator's `build(predict, params, mesh, field, ...)` opens its data at
-once, so that mistakes show before training, and returns `evaluate(params)`,
-which returns a dict of floats.
+An evaluator's `build(predict, params, mesh, field, class_names, ...)` opens its
+data at once, so that mistakes show before training, and returns
+`evaluate(params)`, which returns a dict of floats.
 """
 
 from collections.abc import Callable
@@ -32,7 +32,7 @@ class Evaluation(NamedTuple):
     return step == total_steps or (self.every and step % self.every == 0)
 
 
-def build(predict, params, mesh, rows):
+def build(predict, params, mesh, rows, class_names=None):
   """Returns the list of a run's Evaluations.
 
   Args:
@@ -41,18 +41,29 @@ def build(predict, params, mesh, rows):
     mesh: the device mesh.
     rows: dict from name to that evaluator's dict: 'kind', 'every', and the
       arguments of its build function.
+    class_names: of the training set's classes, if they are known: sets of
+      images of one's own are read with them.
 
   Raises:
     ValueError: on a kind or argument that does not exist, or data that is not
       there or does not fit the model.
   """
   return [
-    _build(predict, params, mesh, name, **row) for name, row in rows.items()
+    _build(predict, params, mesh, class_names, name, **row)
+    for name, row in rows.items()
   ]
 
 
 def _build(
-  predict, params, mesh, name, /, kind='classification', every=0, **kwargs
+  predict,
+  params,
+  mesh,
+  class_names,
+  name,
+  /,
+  kind='classification',
+  every=0,
+  **kwargs,
 ):
   field = f'config.evals.{name}'
   if not isinstance(every, int) or every < 0:
@@ -71,5 +82,6 @@ def _build(
     params=params,
     mesh=mesh,
     field=field,
+    class_names=class_names,
   )
   return Evaluation(name, every, evaluate)

@@ -15,31 +15,40 @@ def build(
   params,
   mesh,
   field,
+  class_names,
   dataset,
   split,
   batch_size,
   preprocess,
   loss='softmax',
+  skip_bad=False,
 ):
   """Returns the evaluator: (params) -> {'accuracy', 'loss'}, both floats.
+
+  With `skip_bad` also 'bad_examples', how many did not count.
 
   Args:
     predict: (params, images) -> (logits [B, C], features).
     params: tree of shapes or arrays, to check that the data fits the model.
     mesh: the device mesh.
     field: the config section, for errors.
-    dataset: a name in `datasets.DATASETS`.
+    class_names: of the training set's classes, or None.
+    dataset: a name in `datasets.DATASETS`, or a path of one's own images.
     split: the part of it to evaluate on.
     batch_size: B, over all devices. The last batch is padded and the padding
       masked, so that every example counts exactly once.
     preprocess: recipe, see `preprocess`.
     loss: 'softmax' or 'sigmoid', as of the objective.
+    skip_bad: whether examples that cannot be read are left out; otherwise they
+      are errors.
 
   Raises:
     ValueError: on anything that does not exist or fit.
   """
   example_loss = names.lookup(classification.LOSSES, loss, f'{field}.loss')
-  data = pipeline.EvalData(mesh, dataset, split, batch_size, preprocess, field)
+  data = pipeline.EvalData(
+    mesh, dataset, split, batch_size, preprocess, field, class_names, skip_bad
+  )
   images = jax.ShapeDtypeStruct((1, *data.image_shape), jnp.uint8)
   try:
     logits, _ = jax.eval_shape(predict, params, images)
@@ -58,6 +67,7 @@ def build(
     values = {
       'accuracy': classification.top_1(logits, targets),
       'loss': example_loss(logits, targets),
+      'count': jnp.ones(len(logits)),
     }
     return {
       name: sums[name] + jnp.vdot(value, batch['mask'])
@@ -65,11 +75,15 @@ def build(
     }
 
   def evaluate(params):
-    sums = {'accuracy': jnp.zeros(()), 'loss': jnp.zeros(())}
+    sums = dict.fromkeys(('accuracy', 'loss', 'count'), jnp.zeros(()))
     for batch in data.batches():
       sums = add(sums, params, batch)
-    return {
-      name: float(value) / data.num_examples for name, value in sums.items()
-    }
+    count = float(sums.pop('count'))
+    if not count:
+      raise ValueError(f'{field}: none of the examples counts; use others.')
+    means = {name: float(value) / count for name, value in sums.items()}
+    if skip_bad:
+      means['bad_examples'] = sharding.sum_over_processes(data.num_bad)
+    return means
 
   return evaluate

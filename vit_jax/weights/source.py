@@ -253,7 +253,7 @@ def _read_run(name, loaded, overrides):
 
 def _run_labels(config, inputs):
   """Returns the names of a run's classes, or None if they are not known."""
-  if 'labels' in inputs:
+  if inputs.get('labels'):
     return tuple(map(str, inputs['labels']))
   dataset = config.get('train', {}).get('dataset')
   return labels.names_of(dataset) if dataset in labels.DATASETS else None

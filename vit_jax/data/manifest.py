@@ -1,0 +1,99 @@
+"""Manifests: files that list images and their labels.
+
+A .csv file has the columns path and label, a name or a number from 0; or, of
+several labels an image, labels, joined by ';'. A .jsonl file has one
+{"path": ..., "label": ...} or {"path": ..., "labels": [...]} a line. Paths are
+relative to the manifest, or absolute, or gs://. A column or field split is
+optional.
+"""
+
+import csv
+import json
+from typing import NamedTuple
+
+EXTENSIONS = ('.csv', '.jsonl')
+
+
+class Row(NamedTuple):
+  """A line of a manifest.
+
+  Attributes:
+    line: its number, from 1.
+    split: str, or None if the manifest does not say.
+    path: of the image, as it is written there.
+    labels: list of int or of str.
+    many: whether it is a list there, of any length.
+  """
+
+  line: int
+  split: str | None
+  path: str
+  labels: list
+  many: bool
+
+
+def rows(path):
+  """Yields the Rows of a manifest.
+
+  Raises:
+    ValueError: naming the line, on anything that cannot be understood.
+  """
+  read = _csv_rows if path.endswith('.csv') else _jsonl_rows
+  try:
+    with open(path, encoding='utf-8-sig', newline='') as file:
+      for line, row in read(file, path):
+        yield _row(line, row, f'{path}, line {line}')
+  except OSError as error:
+    raise ValueError(f'{path}: {error.strerror}.') from None
+  except UnicodeDecodeError:
+    raise ValueError(f'{path} is not text in UTF-8.') from None
+
+
+def _row(line, row, where):
+  """Returns a Row of what is written, or raises ValueError."""
+  many = 'labels' in row
+  if 'path' not in row or ('label' in row) == many:
+    raise ValueError(f'{where}: it needs path, and either label or labels.')
+  path, split = row['path'], row.get('split') or None
+  labels = row['labels'] if many else [row['label']]
+  for name, value in dict(path=path, split=split or '').items():
+    if not isinstance(value, str) or '\0' in value:
+      raise ValueError(f'{where}: {name} is not a text.')
+  if not path:
+    raise ValueError(f'{where}: path is empty.')
+  if not isinstance(labels, list):
+    raise ValueError(f'{where}: labels is not a list.')
+  if any(x is None or x == '' for x in labels):
+    raise ValueError(f'{where}: a label is missing.')
+  if not all(type(x) in (int, str) for x in labels):
+    raise ValueError(f'{where}: labels are names or whole numbers.')
+  return Row(line, split, path, labels, many)
+
+
+def _csv_rows(file, path):
+  del path
+  reader = csv.DictReader(file)
+  for row in reader:
+    if row.get('labels') is not None:
+      row['labels'] = [_int_or_name(x) for x in row['labels'].split(';') if x]
+    if row.get('label') is not None:
+      row['label'] = _int_or_name(row['label'])
+    yield reader.line_num, row
+
+
+def _int_or_name(text):
+  text = text.strip()
+  return int(text) if text.removeprefix('-').isdecimal() else text
+
+
+def _jsonl_rows(file, path):
+  for line, text in enumerate(file, 1):
+    if not text.strip():
+      continue
+    try:
+      row = json.loads(text)
+    except ValueError:
+      row = None
+    if not isinstance(row, dict):
+      raise ValueError(f'{path}, line {line}: it is not a JSON object.')
+    yield line, row

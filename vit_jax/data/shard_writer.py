@@ -1,0 +1,293 @@
+"""Writes shards, so that it may be killed at any moment and be run again.
+
+Besides the shards, the folder `.packing` has a small file for each shard that
+is whole: from where to where it goes, what was left out. A rerun skips those,
+writes again any whose shard is gone or cut short, and goes on behind the last;
+what it writes is the same, byte for byte, as without the kill.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+import zlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from etils import epath
+
+from vit_jax.data import shard_table, shards
+
+# Large enough that object stores read them at full speed and that ImageNet-21k
+# is some thousand files, small enough that a kill costs a minute at most.
+BYTES_PER_SHARD = 200_000_000
+# Group size 1 reads single records. JPEG and PNG do not shrink further: any
+# compression costs time, and makes the bytes depend on a library's version.
+_WRITER_OPTIONS = 'group_size:1,uncompressed'
+
+
+class Example(NamedTuple):
+  """An example to write.
+
+  Attributes:
+    position: from where to go on after it; anything that JSON holds.
+    name: what to call it.
+    record: bytes as `shards.make_example` gives them, or None if it is bad.
+    reason: why it is bad, or None.
+  """
+
+  position: Any
+  name: str
+  record: bytes | None
+  reason: str | None = None
+
+
+class Written(NamedTuple):
+  """A shard that is whole.
+
+  Attributes:
+    shard: its line of the table.
+    end: position of its last example.
+    bad: names and reasons of what was left out of it.
+    is_last: whether it is the last of its split.
+    checksum: CRC-32 of its records; array_record pads files, so that their
+      sizes tell little.
+  """
+
+  shard: shard_table.Shard
+  end: Any
+  bad: Sequence[tuple[str, str]]
+  is_last: bool
+  checksum: int
+
+
+@contextlib.contextmanager
+def folder(path, source):
+  """Makes a folder ready to write shards to, and keeps others from it.
+
+  Args:
+    path: epath.Path, local or gs://.
+    source: str that tells this data set, and how it is packed, from others.
+
+  Raises:
+    ValueError: if there is anything else in it, or another process writes it.
+  """
+  state = path / shard_table.STATE
+  if (path / shard_table.NAME).exists():
+    _check_source(path, shard_table.read(path).source, source)
+  elif (state / 'source.json').exists():
+    _check_source(path, _read_json(state / 'source.json'), source)
+  elif path.exists() and not state.exists() and any(path.iterdir()):
+    raise ValueError(
+      f'--out={path} is not empty, and nothing in it is from a packing; give '
+      'another folder.'
+    )
+  state.mkdir(parents=True, exist_ok=True)
+  _write_json(state / 'source.json', source)
+  with _lock(state):
+    yield
+
+
+def _check_source(path, found, source):
+  if found != source:
+    raise ValueError(
+      f'--out={path} has another data set, or this one before its images, '
+      'labels or the flags were changed; give another folder, or delete it.'
+    )
+
+
+def write_split(path, split, examples, bytes_per_shard, check=None):
+  """Yields the Written shards of a split, in order, writing what is missing.
+
+  Shards are blocks of the examples in their order. To mix them would buy
+  nothing, as records are read at random; so a packed data set has the order of
+  the unpacked one, and a run on it the same batches.
+
+  Args:
+    path: epath.Path of the folder, which `folder` holds.
+    split: its name.
+    examples: function from a position (None: the start) to an iterator of the
+      Examples that follow it.
+    bytes_per_shard: a shard ends with the example that reaches so many.
+    check: function of a list of bad (name, reason) and the number of all
+      examples of a shard; what it raises keeps the shard from being counted as
+      written.
+
+  Raises:
+    ValueError: if a shard that is written again becomes another.
+  """
+  position, stream, number = None, None, 0
+  while True:
+    file = path / f'{split}-{number:05}.array_record'
+    note = path / shard_table.STATE / f'{split}-{number:05}.json'
+    before = _read_note(note)
+    if before and _is_whole(file, before.shard):
+      written = before
+      if stream:
+        stream.close()
+      stream = None
+    else:
+      stream = stream or _with_last(examples(position))
+      written = _write_shard(file, stream, bytes_per_shard)
+      if check:
+        check(written.bad, written.shard.num_examples + len(written.bad))
+      if before and before != written:
+        raise ValueError(
+          f'{file} was written again and has become another: its images have '
+          'changed since; delete the folder and pack it anew.'
+        )
+      _write_json(note, written)
+    yield written
+    if written.is_last:
+      return
+    position, number = written.end, number + 1
+
+
+def write_table(path, table, bad):
+  """Writes what makes the folder whole: bad examples, classes, dataset.json.
+
+  Args:
+    path: epath.Path of the folder.
+    table: shard_table.Table.
+    bad: list of (name, reason).
+  """
+  write_bad(path, bad)
+  if table.class_names:
+    lines = ''.join(f'{name}\n' for name in table.class_names)
+    _write_text(path / 'classes.txt', lines)
+  splits = {
+    name: [shard._asdict() for shard in part]
+    for name, part in table.splits.items()
+  }
+  _write_json(path / shard_table.NAME, {'format': 1} | table._asdict() | {
+    'splits': splits
+  })  # fmt: skip
+
+
+def write_bad(path, bad):
+  """Writes bad_examples.jsonl: a {"name": ..., "reason": ...} a line."""
+  lines = (json.dumps(dict(name=n, reason=r)) + '\n' for n, r in bad)
+  _write_text(path / 'bad_examples.jsonl', ''.join(lines))
+
+
+def _with_last(examples):
+  """Yields (example, whether it is the last)."""
+  examples = iter(examples)
+  previous = next(examples, None)
+  while previous is not None:
+    following = next(examples, None)
+    yield previous, following is None
+    previous = following
+
+
+def _write_shard(file, stream, bytes_per_shard):
+  """Writes one shard of the examples that come; returns it as Written."""
+  from array_record.python import array_record_module
+
+  is_remote = '://' in os.fspath(file)
+  # array_record does not write to gs://, so that the shard is copied there. On
+  # the same disk, to rename it is one step; what a kill leaves is overwritten.
+  state = contextlib.nullcontext(file.parent / shard_table.STATE)
+  with tempfile.TemporaryDirectory() if is_remote else state as where:
+    partial = pathlib.Path(where, file.name)
+    writer = array_record_module.ArrayRecordWriter(
+      str(partial), _WRITER_OPTIONS
+    )
+    num_examples, num_bytes, checksum = 0, 0, 0
+    bad, end, is_last = [], None, True
+    for example, ends in stream:
+      end, is_last = example.position, ends
+      if example.record is None:
+        bad.append((example.name, example.reason))
+      else:
+        writer.write(example.record)
+        num_examples += 1
+        num_bytes += len(example.record)
+        checksum = zlib.crc32(example.record, checksum)
+      if num_bytes >= bytes_per_shard:
+        break
+    writer.close()
+    if shards.num_records(partial) != num_examples:
+      raise ValueError(
+        f'{partial} could not be written; is there room on the disk?'
+      )
+    shard = shard_table.Shard(file.name, num_examples, partial.stat().st_size)
+    if is_remote:
+      with partial.open('rb') as source, file.open('wb') as target:
+        shutil.copyfileobj(source, target, 2**24)
+    else:
+      _replace(partial, file)
+  return Written(shard, end, bad, is_last, checksum)
+
+
+def _replace(partial, file):
+  with open(partial, 'rb') as written:
+    os.fsync(written.fileno())  # else a power cut may leave zeros
+  os.replace(partial, file)
+
+
+def _is_whole(file, shard):
+  try:
+    return file.stat().length == shard.num_bytes
+  except FileNotFoundError:
+    return False
+
+
+def _read_note(path):
+  """Returns the Written of a note, or None if there is none."""
+  note = _read_json(path)
+  if note is None:
+    return None
+  try:
+    shard, end, bad, is_last, checksum = note
+    return Written(
+      shard_table.Shard(*shard),
+      end,
+      [(n, r) for n, r in bad],
+      is_last,
+      checksum,
+    )
+  except (TypeError, ValueError):
+    return None
+
+
+def _read_json(path):
+  try:
+    return json.loads(path.read_text())
+  except (FileNotFoundError, ValueError):
+    return None
+
+
+def _write_json(path, value):
+  _write_text(path, json.dumps(value, indent=1) + '\n')
+
+
+def _write_text(path, text):
+  """Writes a file so that it is there whole or not at all."""
+  if '://' in os.fspath(path):  # an object appears when it is whole
+    path.write_text(text)
+    return
+  partial = epath.Path(f'{path}.partial')
+  partial.write_text(text)
+  _replace(partial, path)
+
+
+@contextlib.contextmanager
+def _lock(state):
+  """Holds a local folder; one that is remote has nothing to hold."""
+  if '://' in os.fspath(state):
+    yield
+    return
+  import fcntl
+
+  with open(state / 'lock', 'w') as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise ValueError(
+        f'--out={state.parent}: another process is writing there; wait for '
+        'it, or give another folder.'
+      ) from None
+    yield
