@@ -1,21 +1,27 @@
 """How fast are training images made, and what does the project add to tf.data?
 
-  python -m benchmarks.input_pipeline
+  python -m benchmarks.input_pipeline --photos='/usr/share/backgrounds/*.jpg'
 
-Makes ImageNet-sized JPEGs in memory, then draws batches in turn from
-  - the project's pipeline: `TrainData` with 'inception_crop(224)|flip_lr', in
-    its shuffled order, from Python's memory to arrays on the device;
-  - the reference: only the tf.data ops that no such pipeline can do without
-    (sample a box, decode and crop, resize, flip, batch), in stored order, from
-    TensorFlow's memory to numpy arrays.
-Both make uint8 batches with a seed for each image. They alternate, so that what
-else the machine does falls on both, and `ratio` is the median over the repeats
-of project / reference: 1 means that order, labels, rounding and the way to the
-device cost nothing. The JPEGs are decoded anew each time; only reading them
-from a disk is left out.
+Cuts ImageNet-sized JPEGs (500x375) out of photos (such as those of Debian's
+package lomiri-wallpapers-16.04; without --photos, out of noise with a photo's
+spectrum), holds them in memory, and draws batches in turn from
+  - project: `TrainData` with 'inception_crop(224)|flip_lr', in the shuffled
+    order of a data set of 300 million, from Python's memory to arrays on the
+    device;
+  - reference: only the tf.data ops that no such pipeline can do without (sample
+    a box, decode and crop, resize, flip, batch), in stored order, from
+    TensorFlow's memory to numpy arrays;
+  - torch: a DataLoader with Pillow and two worker processes, if torch is
+    installed. It scales pixels to floats, as is usual there; ours stay bytes
+    until they are on the device.
+They alternate, so that what else the machine does falls
+on all, and ratios are medians over the repeats of project / other. The JPEGs
+are decoded anew each time; only reading them from a disk is left out.
 """
 
 import glob
+import importlib.util
+import io
 import json
 import os
 import pathlib
@@ -27,6 +33,7 @@ import time
 import jax
 import numpy as np
 from absl import app, flags
+from PIL import Image
 
 from vit_jax import sharding
 from vit_jax.data import datasets, pipeline, sources, tf
@@ -40,25 +47,55 @@ _REPEATS = flags.DEFINE_integer(
 _NUM_JPEGS = flags.DEFINE_integer(
   'num_jpegs', 256, 'How many different 500x375 JPEGs to make.'
 )
-_FILES = flags.DEFINE_string(
-  'files',
-  None,
-  "Your JPEGs instead of the made ones: a pattern such as 'photos/*.jpg'.",
+_PHOTOS = flags.DEFINE_string(
+  'photos', None, 'Large photos to cut JPEGs from: a pattern of file names.'
 )
+_NUM_EXAMPLES = 300_000_000
 
 
 def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f'{argv[1]!r} is not a flag; flags start with --.')
-  jpegs = _read_jpegs(_FILES.value) if _FILES.value else _make_jpegs()
+  jpegs = _cut_jpegs(_PHOTOS.value) if _PHOTOS.value else _make_jpegs()
   mean_bytes = statistics.mean(map(len, jpegs))
   print(
     f'{len(jpegs)} JPEGs of {mean_bytes / 1e3:.0f} kB on average.',
     file=sys.stderr,
   )
   chains = {'project': project(jpegs), 'reference': reference(jpegs)}
+  if importlib.util.find_spec('torch'):
+    chains['torch'] = torch_loader(jpegs)
   for batches in chains.values():
     timed(batches, _BATCHES.value)  # tf.data's AUTOTUNE needs a start
+  rss = rss_bytes()
+  rates, core_rates = compare(chains)
+  rate = statistics.median(rates['project'])
+  result = {
+    'images_per_second': round(rate, 1),
+    'ratio': median_ratio(rates, 'reference'),
+    'torch_ratio': median_ratio(rates, 'torch') if 'torch' in rates else None,
+    'images_per_core_second': round(
+      statistics.median(core_rates['project']), 1
+    ),
+    'core_ratio': median_ratio(core_rates, 'reference'),
+    'mb_per_second': round(rate * mean_bytes / 1e6, 1),
+    'wait_share': round(wait_share(chains['project'], rate), 4),
+    'mean_jpeg_bytes': round(mean_bytes),
+    'peak_rss_bytes': peak_rss_bytes(),
+    'rss_growth_bytes': rss_bytes() - rss,
+    'cores': len(os.sched_getaffinity(0)),
+    'size': _SIZE.value,
+    'batch_size': _BATCH_SIZE.value,
+  }
+  for name in rates:
+    if name != 'project':
+      other = round(statistics.median(rates[name]), 1)
+      result[f'{name}_images_per_second'] = other
+  print(json.dumps(result))
+
+
+def compare(chains):
+  """Returns images a second of each chain, of the clock and of a core."""
   rates = {name: [] for name in chains}
   core_rates = {name: [] for name in chains}
   for repeat in range(_REPEATS.value):
@@ -70,25 +107,33 @@ def main(argv):
       num_images = _BATCHES.value * _BATCH_SIZE.value
       rates[name].append(num_images / seconds)
       core_rates[name].append(num_images / cpu_seconds)
-  rate = statistics.median(rates['project'])
-  result = {
-    'images_per_second': round(rate, 1),
-    'reference_images_per_second': round(
-      statistics.median(rates['reference']), 1
-    ),
-    'ratio': median_ratio(rates),
-    'images_per_core_second': round(
-      statistics.median(core_rates['project']), 1
-    ),
-    'core_ratio': median_ratio(core_rates),
-    'mb_per_second': round(rate * mean_bytes / 1e6, 1),
-    'mean_jpeg_bytes': round(mean_bytes),
-    'peak_rss_bytes': peak_rss_bytes(),
-    'cores': len(os.sched_getaffinity(0)),
-    'size': _SIZE.value,
-    'batch_size': _BATCH_SIZE.value,
-  }
-  print(json.dumps(result))
+  return rates, core_rates
+
+
+def wait_share(batches, rate):
+  """Returns the share of a train loop's time that waits for images.
+
+  The loop's step takes a quarter longer than the pipeline takes for a batch,
+  and leaves the processor alone, as an accelerator does.
+  """
+  step = 1.25 * _BATCH_SIZE.value / rate
+  waited, start = 0.0, time.perf_counter()
+  for _ in range(_BATCHES.value):
+    asked = time.perf_counter()
+    next(batches)
+    waited += time.perf_counter() - asked
+    time.sleep(step)
+  return waited / (time.perf_counter() - start)
+
+
+class _Many(sources.ArraySource):
+  """A source as long as JFT, of a few examples again and again."""
+
+  def __len__(self):
+    return _NUM_EXAMPLES
+
+  def read(self, indices):
+    return super().read(indices % super().__len__())
 
 
 def project(jpegs):
@@ -98,7 +143,7 @@ def project(jpegs):
     'label': np.zeros(len(jpegs), np.int32),
   }
   datasets.DATASETS['in_memory_jpegs'] = datasets.Dataset(
-    1, lambda split: sources.ArraySource(arrays)
+    1, lambda split: _Many(arrays)
   )
   data = pipeline.TrainData(
     sharding.make_mesh(),
@@ -135,6 +180,57 @@ def reference(jpegs):
   return images.batch(_BATCH_SIZE.value).prefetch(2).as_numpy_iterator()
 
 
+class _PillowJpegs:
+  """A map-style data set of torch, by Pillow.
+
+  It does what PyTorch's ImageNet example does: RandomResizedCrop, random flip,
+  ToTensor, Normalize.
+  """
+
+  def __init__(self, jpegs, size):
+    import torch
+
+    self._jpegs, self._size = jpegs, size
+    self._mean = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
+    self._std = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
+
+  def __len__(self):
+    return 2**31
+
+  def __getitem__(self, index):
+    import torch
+
+    rng = np.random.default_rng(index)
+    image = Image.open(io.BytesIO(self._jpegs[index % len(self._jpegs)]))
+    image = image.convert('RGB')
+    while True:  # as torchvision's RandomResizedCrop
+      area = image.width * image.height * rng.uniform(0.05, 1)
+      aspect = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
+      w, h = round((area * aspect) ** 0.5), round((area / aspect) ** 0.5)
+      if 0 < w <= image.width and 0 < h <= image.height:
+        break
+    x, y = rng.integers(image.width - w + 1), rng.integers(image.height - h + 1)
+    image = image.crop((x, y, x + w, y + h))
+    image = image.resize((self._size, self._size), Image.Resampling.BILINEAR)
+    if rng.random() < 0.5:
+      image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+    return pixels.float().div_(255).sub_(self._mean).div_(self._std)
+
+
+def torch_loader(jpegs):
+  """Yields batches of a DataLoader, float tensors, for ever."""
+  import torch
+
+  loader = torch.utils.data.DataLoader(
+    _PillowJpegs(jpegs, _SIZE.value),
+    batch_size=_BATCH_SIZE.value,
+    num_workers=2,
+    multiprocessing_context='forkserver',  # threads are running
+  )
+  return iter(loader)
+
+
 def timed(batches, count):
   """Returns (seconds, CPU seconds) of drawing so many batches."""
   start, cpu_start = time.perf_counter(), time.process_time()
@@ -152,16 +248,25 @@ def wait_until_idle():
     time.sleep(0.05)
     busy = time.process_time() - cpu_start
     busy /= time.perf_counter() - start
+  time.sleep(0.5)  # worker processes of others fill theirs meanwhile
 
 
-def median_ratio(values):
-  pairs = zip(values['project'], values['reference'], strict=True)
+def median_ratio(values, other):
+  pairs = zip(values['project'], values[other], strict=True)
   return round(statistics.median(a / b for a, b in pairs), 3)
 
 
 def peak_rss_bytes():
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   return peak if sys.platform == 'darwin' else peak * 1024
+
+
+def rss_bytes():
+  """Returns the memory that is resident now, 0 where the system hides it."""
+  statm = pathlib.Path('/proc/self/statm')
+  if not statm.exists():
+    return 0
+  return int(statm.read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE')
 
 
 def _make_jpegs(height=375, width=500):
@@ -183,11 +288,30 @@ def _make_jpegs(height=375, width=500):
   return jpegs
 
 
-def _read_jpegs(pattern):
+def _cut_jpegs(pattern, height=375, width=500):
+  """Returns JPEGs of parts of photos, each half of the photo or more."""
   paths = sorted(glob.glob(pattern))
   if not paths:
-    raise app.UsageError(f'--files={pattern} matches no file.')
-  return [pathlib.Path(path).read_bytes() for path in paths]
+    raise app.UsageError(f'--photos={pattern} matches no file.')
+  rng = np.random.default_rng(0)
+  jpegs = []
+  for number in range(_NUM_JPEGS.value):
+    with Image.open(paths[number % len(paths)]) as photo:
+      scale = min(photo.width / width, photo.height / height)
+      w, h = (
+        int(side * scale * rng.uniform(0.5, 1)) for side in (width, height)
+      )
+      x, y = (
+        rng.integers(photo.width - w + 1),
+        rng.integers(photo.height - h + 1),
+      )
+      part = photo.convert('RGB').resize(
+        (width, height), Image.Resampling.LANCZOS, (x, y, x + w, y + h)
+      )
+    stream = io.BytesIO()
+    part.save(stream, 'JPEG', quality=96)
+    jpegs.append(stream.getvalue())
+  return jpegs
 
 
 if __name__ == '__main__':

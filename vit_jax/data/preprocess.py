@@ -130,7 +130,7 @@ def resize_small(size):
     image = _decoded(image)
     shape = tf.cast(tf.shape(image)[:2], tf.float32)
     scaled = tf.round(shape * size / tf.reduce_min(shape))
-    return _to_uint8(tf.image.resize(image, tf.cast(scaled, tf.int32)))
+    return _scaled(image, tf.cast(scaled, tf.int32))
 
   return op
 
@@ -287,9 +287,13 @@ def _crop_square(image, size, corner):
 
 
 def _resize(image, size, width=None):
-  return _to_uint8(tf.image.resize(image, [size, width or size]))  # bilinear
+  return _scaled(image, [size, width or size])
 
 
-def _to_uint8(image):
-  # Bilinear resizing does not leave [0, 255]; the cast truncates.
+def _scaled(image, shape):
+  """Returns an image in another size, by bilinear interpolation."""
+  # The kernel for floats takes half the time of the one for bytes, and gives
+  # the same.
+  image = tf.image.resize(tf.cast(image, tf.float32), shape)
+  # It does not leave [0, 255]; the cast truncates.
   return tf.cast(image + 0.5, tf.uint8)
