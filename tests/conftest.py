@@ -9,6 +9,7 @@ os.environ['JAX_PLATFORMS'] = 'cpu'
 
 import jax
 import pytest
+from etils import epath
 from jax.sharding import AxisType
 
 from configs import common
@@ -88,3 +89,26 @@ def make_mesh():
     )
 
   return make
+
+
+@pytest.fixture
+def bucket(tmp_path, monkeypatch):
+  """A local folder that epath takes for gs://bucket."""
+  folder = tmp_path / 'bucket'
+  folder.mkdir()
+
+  class Backend(type(epath.backend.os_backend)):
+    def __getattribute__(self, name):
+      found = super().__getattribute__(name)
+      if name.startswith('_') or not callable(found):
+        return found
+      return lambda *args, **kwargs: found(*map(local, args), **kwargs)
+
+  def local(path):
+    text = str(path)
+    return text.replace('gs://bucket', str(folder)) if 'gs://' in text else path
+
+  monkeypatch.setattr(
+    epath.gpath._GPath, '_backend', property(lambda self: Backend())
+  )
+  return folder

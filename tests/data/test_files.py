@@ -31,11 +31,6 @@ def names(data):
   return [data.source.name(i) for i in range(len(data.source))]
 
 
-@pytest.fixture(autouse=True)
-def forget():
-  files.load.cache_clear()
-
-
 @pytest.fixture
 def photos(tmp_path):
   return put(
@@ -68,7 +63,6 @@ def test_a_hash_of_the_path_divides_train_and_val(photos, tmp_path):
   assert sorted(names(load(photos, 'train+val'))) == sorted(names(everything))
   # A new image moves no other one.
   put(tmp_path / 'photos', 'ape/1.png')
-  files.load.cache_clear()
   assert set(names(val)) <= set(names(load(photos, 'val')))
   assert set(names(train)) <= set(names(load(photos, 'train')))
   # Of many images, a tenth.
@@ -96,10 +90,8 @@ def test_classes_of_another_set_or_of_a_file(photos, tmp_path):
   with pytest.raises(ValueError, match="photos/bird: 'bird' is not one of the"):
     load(photos, class_names=('dog', 'cat'))
   (tmp_path / 'photos/classes.txt').write_text('cat\ndog\nbird\n')
-  files.load.cache_clear()
   assert load(photos).class_names == ('cat', 'dog', 'bird')
   (tmp_path / 'photos/classes.txt').write_text('cat\ncat\n')
-  files.load.cache_clear()
   with pytest.raises(ValueError, match=r'classes.txt names a class twice'):
     load(photos)
 
@@ -252,3 +244,17 @@ def test_sources_agree_on_their_form(photos):
   ):
     for attribute in ('spec', 'read', 'parse', 'name', 'reason'):
       assert hasattr(source, attribute)
+
+
+def test_manifests_and_images_in_a_bucket(bucket):
+  put(bucket, 'a/1.png')
+  (bucket / 'a/m.csv').write_text('path,label\n1.png,cat\n')
+  data = load('gs://bucket/a/m.csv')
+  assert data.class_names == ('cat',)
+  assert names(data) == ['gs://bucket/a/1.png']
+  content = (bucket / 'a/1.png').read_bytes()
+  assert data.source.read(np.array([0]))['image'][0] == content
+  (bucket / 'a/m.csv.classes.txt').write_text('ape\ncat\n')
+  assert load('gs://bucket/a/m.csv').class_names == ('ape', 'cat')
+  with pytest.raises(ValueError, match='single images far away; list them'):
+    load('gs://bucket/a')

@@ -372,7 +372,6 @@ def test_unpacked_imagenet21k_has_the_published_classes(tmp_path, data_dir):
   )
   (folder / 'n99999999').mkdir()
   (folder / 'n99999999' / '1.JPEG').write_bytes(picture(1, 'JPEG'))
-  files.load.cache_clear()
   with pytest.raises(ValueError, match="'n99999999' is not one of"):
     prepare.prepare('imagenet21k', str(folder))
 

@@ -1,6 +1,7 @@
 """Data sets. Add one: its row in DATASETS."""
 
 import functools
+import itertools
 import os
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -111,10 +112,25 @@ def _open(dataset, split, class_names):
       f'{", ".join(sorted(DATASETS))}.'
     )
   if shards.is_prepared(path):
-    return Data(*shards.load(path, split))
+    data = Data(*shards.load(path, split))
+    if class_names and data.class_names != class_names:
+      raise ValueError(
+        f'{dataset} was packed with other classes than those of the training '
+        f'set ({_first_difference(data.class_names, class_names)}); pack it '
+        'with a classes.txt of the same.'
+      )
+    return data
   found = files.load(str(path), class_names)
   source = files.FilesSource(found, split)
   return Data(source, found.num_classes, found.class_names)
+
+
+def _first_difference(packed, wanted):
+  for number, (a, b) in enumerate(
+    itertools.zip_longest(packed or (), wanted, fillvalue='none')
+  ):
+    if a != b:
+      return f'class {number} is {a!r} there, {b!r} in training'
 
 
 def digits(split):

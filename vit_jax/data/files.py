@@ -14,9 +14,9 @@ import concurrent.futures
 import functools
 import hashlib
 import os
-import pathlib
 
 import numpy as np
+from etils import epath
 
 from vit_jax.data import images, manifest, splits, tf
 
@@ -34,21 +34,20 @@ class Files:
     has_many_labels: whether an image may have any number of labels.
   """
 
-  def __init__(self, rows, class_names, num_classes, where, many_labels=False):
+  def __init__(self, rows, class_names, num_classes, root, many_labels=False):
     """Sorts what was found; see `load`.
 
     Args:
       rows: iterable of (split or None, path, labels), labels a list of ints.
       class_names: see above.
       num_classes: C.
-      where: the folder or manifest that paths are relative to.
+      root: the folder that paths are relative to.
       many_labels: whether an image may have any number of labels, even if each
         of these has one.
     """
     self.class_names, self.num_classes = class_names, num_classes
     paths, path_ends, labels, label_ends, in_split = [], [], [], [], {}
     end = 0
-    root = os.path.dirname(where) if os.path.isfile(where) else where
     for number, (split, path, row_labels) in enumerate(rows):
       encoded = os.fsencode(path)
       paths.append(encoded)
@@ -59,7 +58,7 @@ class Files:
       name = split or ('val' if _is_val(path) else 'train')
       in_split.setdefault(name, []).append(number)
     # One string, not millions of them: 14 million paths take under 1 GB.
-    self._root, self._paths = str(root), b''.join(paths)
+    self._root, self._paths = root, b''.join(paths)
     self._path_ends = np.array([0, *path_ends], np.int64)
     self._labels = np.array(labels, np.int32)
     self._label_ends = np.array([0, *label_ends], np.int64)
@@ -148,14 +147,11 @@ def _threads():
   return concurrent.futures.ThreadPoolExecutor(16, 'read')
 
 
-@functools.lru_cache(maxsize=4)
 def load(path, class_names=None):
   """Returns the Files of a folder or manifest.
 
-  Listing many files takes a while, so that the last few are remembered.
-
   Args:
-    path: of a folder, or of a .csv or .jsonl file.
+    path: of a folder, or of a .csv or .jsonl file, which may be at gs://.
     class_names: tuple of the classes, if they are known, as of the training
       set that a set is evaluated for. Others are errors then.
 
@@ -174,6 +170,11 @@ def load(path, class_names=None):
 
 
 def _open_folder(path, class_names):
+  if '://' in path:
+    raise ValueError(
+      f'{path} is a folder of single images far away; list them in a manifest '
+      '(.csv, .jsonl), or pack them with `python -m vit_jax.data.prepare`.'
+    )
   folders = _subfolders(path)
   if set(folders) <= set(_SPLITS) and 'train' in folders:
     found = [
@@ -235,9 +236,10 @@ def _number(name, class_names, where):
 
 
 def _read_classes(path):
-  if not os.path.isfile(path):
+  path = epath.Path(path)
+  if not path.exists():
     return None
-  lines = pathlib.Path(path).read_text(encoding='utf-8').splitlines()
+  lines = path.read_text().splitlines()
   names = tuple(line.strip() for line in lines if line.strip())
   if len(set(names)) != len(names):
     raise ValueError(f'{path} names a class twice; each line is one class.')
@@ -276,7 +278,7 @@ def _open_manifest(path, class_names):
       )
   many = any(row.many for row in rows)
   rows = ((row.split, row.path, row.labels) for row in rows)
-  return Files(rows, class_names, num_classes, path, many)
+  return Files(rows, class_names, num_classes, os.path.dirname(path), many)
 
 
 def _is_val(path):

@@ -8,8 +8,11 @@ optional.
 """
 
 import csv
+import io
 import json
 from typing import NamedTuple
+
+from etils import epath
 
 EXTENSIONS = ('.csv', '.jsonl')
 
@@ -40,13 +43,21 @@ def rows(path):
   """
   read = _csv_rows if path.endswith('.csv') else _jsonl_rows
   try:
-    with open(path, encoding='utf-8-sig', newline='') as file:
+    with _open(path) as file:
       for line, row in read(file, path):
         yield _row(line, row, f'{path}, line {line}')
   except OSError as error:
-    raise ValueError(f'{path}: {error.strerror}.') from None
+    raise ValueError(f'{path}: {error.strerror or error}.') from None
   except UnicodeDecodeError:
     raise ValueError(f'{path} is not text in UTF-8.') from None
+  except csv.Error as error:
+    raise ValueError(f'{path} is no table: {error}.') from None
+
+
+def _open(path):
+  if '://' in path:
+    return io.StringIO(epath.Path(path).read_text().removeprefix('\ufeff'))
+  return open(path, encoding='utf-8-sig', newline='')
 
 
 def _row(line, row, where):
