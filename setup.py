@@ -15,6 +15,13 @@ DATA = [
   'tensorflow-datasets>=4.9.10,<4.10',
 ]
 
+# Finding copies of test images in training sets.
+DEDUPLICATE = [
+  'apache-beam>=2.77,<2.78',
+  'faiss-cpu>=1.15,<2',
+  'scipy>=1.14,<2',
+]
+
 setuptools.setup(
   name='vit_jax',
   version='0.1.0',
@@ -52,9 +59,11 @@ setuptools.setup(
     'tpu': ['jax[tpu]>=0.10,<0.13'],
     'cuda': ['jax[cuda12]>=0.10,<0.13'],
     'data': DATA,
+    'deduplicate': [*DATA, *DEDUPLICATE],
     'notebook': ['jupyterlab>=4,<5', 'matplotlib>=3.9,<4'],
     'test': [
       *DATA,
+      *DEDUPLICATE,
       'pytest>=8.3,<10',
       'pytest-xdist>=3.6,<4',
       'ruff>=0.12,<0.18',

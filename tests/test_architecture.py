@@ -46,7 +46,7 @@ ONLY_IN = {
     'data/shard_writer.py',
   },
   'clu': {'metrics.py'},
-  'sklearn': {'data/datasets.py'},
+  'sklearn': {'data/datasets.py', 'data/deduplicate/evaluation.py'},
   'orbax': {'checkpoint.py', 'weights/orbax.py'},
   'absl': {
     'command_line.py',
@@ -56,7 +56,14 @@ ONLY_IN = {
     'analysis/compute.py',
     'predict.py',
   },
-  'PIL': {'data/images.py'},
+  'PIL': {
+    'data/images.py',
+    'data/deduplicate/evaluation.py',
+    'data/deduplicate/fingerprints.py',
+    'data/deduplicate/sheet.py',
+  },
+  'apache_beam': {'data/deduplicate/search.py'},
+  'faiss': {'data/deduplicate/index.py'},
   'safetensors': {'weights/files.py'},
 }
 
@@ -120,6 +127,10 @@ def test_every_module_has_its_test():
         '__init__', '__main__', 'file_packing', 'imagenet21k', 'packing',
         'progress', 'tar', 'tfds_building', 'vtab_status',
       )),  # data/test_prepare.py
+      *(f'data/deduplicate/{file}.py' for file in (
+        '__init__', '__main__', 'evaluation', 'fingerprints', 'index', 'search',
+        'sheet',
+      )),  # data/test_deduplicate.py, data/test_fingerprints.py
       'evaluators/__init__.py', 'objectives/__init__.py',
       'models/__init__.py', 'models/attention.py', 'models/encoder.py',
       'models/layers.py', 'models/position_embedding.py',

@@ -115,7 +115,7 @@ class Examples:
     """Returns an example of zeros, which does not count."""
     zeros = {
       name: np.zeros(spec.shape, spec.dtype.as_numpy_dtype)
-      for name, spec in self._output().items()
+      for name, spec in self._output.items()
     }
     return zeros | {'mask': np.float32(0)}
 
@@ -123,13 +123,14 @@ class Examples:
     """Returns what to call an example."""
     return self._source.name(index)
 
+  @functools.cached_property
   def _output(self):
-    """Returns the specs of one example, by name."""
+    """The specs of one example, by name."""
     return self._one.get_concrete_function().structured_outputs
 
   def _is_good(self, label):
     """Returns of which labels, [...] or targets, the class exists."""
-    if self._output()['label'].shape.rank:
+    if self._output['label'].shape.rank:
       return np.ones(label.shape[:-1], bool)
     return (label >= 0) & (label < self.data.num_classes)
 
@@ -140,7 +141,7 @@ class Examples:
   def _static_image_shape(self):
     field = f'{self._field}.preprocess'
     try:
-      shape = self._output()['image'].shape
+      shape = self._output['image'].shape
     except ValueError as error:
       raise ValueError(f'{field}: {error}') from error
     if not shape.is_fully_defined():
