@@ -103,7 +103,10 @@ def classification(
   loss='softmax',
   skip_bad=False,
 ):
-  """Returns the row of `c.evals` that measures accuracy on a data set."""
+  """Returns the row of `c.evals` that measures accuracy on a data set.
+
+  Its `dataset` '' is the training set's.
+  """
   return ConfigDict(
     dict(
       kind='classification',

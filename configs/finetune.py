@@ -30,6 +30,6 @@ def get_config():
   c.optimizer.clip_norm = 1.0
   c.checkpoint.every = 100
   c.evals.val = common.classification(
-    c.train.get_ref('dataset'), 'val', 'resize(384)', every=100, batch_size=64
+    '', 'val', 'resize(384)', every=100, batch_size=64
   )
   return c

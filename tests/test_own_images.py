@@ -120,6 +120,68 @@ def test_other_classes_than_before_are_refused(trained, photos):
   assert sorted(workdir.rglob('*')) == before
 
 
+def test_another_number_of_images_than_before_is_refused(trained, photos):
+  workdir, _ = trained
+  config = finetune.get_config()
+  config.update_from_flattened_dict(TINY)
+  config.train.dataset = str(photos)
+  paths = sorted((photos / 'one').rglob('*.png'))
+  contents = {path: path.read_bytes() for path in paths[:20]}
+  for path in contents:
+    path.unlink()
+  try:
+    with pytest.raises(ValueError, match=r'holds a run on \d+ images; the tra'):
+      train.train(config, workdir)
+  finally:
+    for path, content in contents.items():
+      path.write_bytes(content)
+
+
+def test_an_evaluation_may_be_on_other_images(photos, tmp_path):
+  """Without a reference from one to the other that changes both."""
+  config = finetune.get_config()
+  config.update_from_flattened_dict(TINY)
+  config.train.dataset = str(photos)
+  config.evals.val.dataset = str(tmp_path)
+  assert config.train.dataset == str(photos)
+  (tmp_path / 'two').symlink_to(photos / 'two')
+  (tmp_path / 'one').symlink_to(photos / 'one')
+  config.evals.val.split = 'all'
+  config.total_steps, config.optimizer.warmup_steps = 0, 0
+  state = train.train(config, tmp_path / 'run')
+  assert state.params['head']['kernel'].shape[-1] == 3
+
+
+def test_many_labels_need_the_sigmoid_loss(photos, tmp_path):
+  path = tmp_path / 'm.jsonl'
+  rows = [
+    {'path': str(p), 'labels': [NAMES.index(p.parent.parent.name)]}
+    for p in sorted(photos.rglob('*.png'))
+  ]
+  path.write_text('\n'.join(map(json.dumps, rows)))
+  config = finetune.get_config()
+  config.update_from_flattened_dict(TINY | {'total_steps': 2})
+  config.optimizer.warmup_steps = 1
+  config.train.dataset = str(path)
+  with pytest.raises(ValueError, match='objective.loss=softmax needs one; set'):
+    train.train(config, tmp_path / 'run')
+  config.objective.loss = config.evals.val.loss = 'sigmoid'
+  train.train(config, tmp_path / 'run')
+
+
+def test_classes_that_nothing_matches_are_refused(photos, tmp_path):
+  """The digits' classes are numbers, the folder's are sorted names."""
+  config = finetune.get_config()
+  config.update_from_flattened_dict(TINY | {'model.num_classes': 10})
+  config.train.dataset = 'digits'
+  config.evals.val.split = 'all'
+  config.evals.val.dataset = str(photos)
+  with pytest.raises(
+    ValueError, match='but the training set does not, so that'
+  ):
+    train.train(config, tmp_path / 'run')
+
+
 def test_without_a_data_set_the_error_says_what_to_give(tmp_path):
   result = run('main', '--config=configs/finetune.py', f'--workdir={tmp_path}')
   assert result.returncode == 1

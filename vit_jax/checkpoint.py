@@ -50,7 +50,8 @@ class Manager:
         itself.
       shapes: tree of `jax.ShapeDtypeStruct` of the state.
       inputs: dict, saved likewise: 'image_shape', (height, width, channels),
-        and maybe 'labels', the names of the classes of one's own images.
+        and maybe 'labels', the names of the classes of one's own images, and
+        'num_examples', of the training set.
       every: number of steps between two checkpoints.
       keep: how many of the last ones are kept.
 
@@ -85,10 +86,13 @@ class Manager:
       # Until there is a checkpoint, nothing is lost by another config.
       steps = _saved_steps(self._directory)
       if steps:
-        copy = self._directory / str(max(steps)) / 'config' / 'metadata'
+        last = self._directory / str(max(steps))
+        copy = last / 'config' / 'metadata'
         old = _read_config(path if path.exists() else copy)
         _check_same(old, self._config, self.workdir)
-        _check_classes(self.workdir, self._inputs.get('labels'))
+        inputs = last / 'inputs' / 'metadata'
+        old = _read_config(inputs) if inputs.exists() else {}
+        _check_data(old, self._inputs, self.workdir)
       _check_space(self._directory, self._shapes, keep)
       self._directory.mkdir(parents=True, exist_ok=True)
       if jax.process_index() == 0:
@@ -227,16 +231,22 @@ def _write(path, text):
   partial.replace(path)
 
 
-def _check_classes(workdir, labels):
-  """Raises ValueError if the classes are not those that the run began with."""
-  path = workdir / _CLASSES
-  old = path.read_text().splitlines() if path.exists() else None
-  if old and old != list(labels or ()):
-    changed = sorted(set(old) ^ set(labels or ()))
+def _check_data(old, new, workdir):
+  """Raises ValueError if the training set is not what the run began with."""
+  remedy = 'Take the change of the data back, or use another --workdir.'
+  labels, new_labels = (list(x.get('labels') or ()) for x in (old, new))
+  if labels != new_labels:
+    changed = sorted(set(labels) ^ set(new_labels)) or new_labels
     raise ValueError(
-      f'--workdir={workdir} holds a run whose classes are those of {path}; the '
-      f'training set now has others ({", ".join(changed[:5])}). Take the '
-      'change of the data back, or use another --workdir.'
+      f'--workdir={workdir} holds a run whose classes are those of its '
+      f'{_CLASSES}; the training set now has others '
+      f'({", ".join(changed[:5])}). {remedy}'
+    )
+  size, new_size = (x.get('num_examples') for x in (old, new))
+  if size != new_size and size is not None:
+    raise ValueError(
+      f'--workdir={workdir} holds a run on {size:,} images; the training set '
+      f'now has {new_size:,}, which would come in another order. {remedy}'
     )
 
 

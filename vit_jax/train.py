@@ -163,7 +163,7 @@ def train(config, workdir):
   rng = jax.random.key(config.seed)
   mesh = call(sharding.make_mesh, 'mesh')
   data = call(pipeline.TrainData, 'train', mesh=mesh, seed=config.seed)
-  _set_classes(config, data)
+  _complete(config, data)
   model = models.build(**config.model)
   objective = objectives.build(model, **config.objective)
   B, A = config.train.batch_size, config.step.accum_steps
@@ -203,7 +203,11 @@ def train(config, workdir):
     workdir=workdir,
     config=config.to_dict(),
     shapes=shapes,
-    inputs=dict(image_shape=data.image_shape, labels=data.class_names),
+    inputs=dict(
+      image_shape=data.image_shape,
+      labels=data.class_names,
+      num_examples=data.num_examples,
+    ),
   )
   with checkpoints, sharding.activations(mesh):
     # Start from, in this order: this run's own checkpoint; another run's
@@ -233,13 +237,15 @@ def train(config, workdir):
         save = stop or checkpoints.due(step, total_steps)
         # A state is only saved after its metrics were found finite.
         if save or step % config.log_every == 0:
+          num_bad = sharding.sum_over_processes(data.num_bad)
           stats = stats | {
             'learning_rate': learning_rate(step - 1),
-            'bad_examples': sharding.sum_over_processes(data.num_bad),
+            'bad_examples': num_bad,
           }
           for line in data.news():
             writer.say(line)
           writer.scalars(step, 'train', stats)
+          data.check_bad(num_bad, (step - first_step) * B)
         if save:
           checkpoints.save(step, state)
         if stop:
@@ -260,8 +266,8 @@ def _evaluate(evals, state, step, total_steps, writer):
       writer.scalars(step, evaluation.name, evaluation.evaluate(state.weights))
 
 
-def _set_classes(config, data):
-  """Makes the number of classes the training set's, if none is given."""
+def _complete(config, data):
+  """Fills in what a config leaves to its training set, and checks the rest."""
   if config.model.num_classes is None:
     config.model.num_classes = data.num_classes
   if config.model.num_classes != data.num_classes:
@@ -269,6 +275,15 @@ def _set_classes(config, data):
       f'config.model.num_classes={config.model.num_classes}, but config.train.'
       f'dataset={config.train.dataset!r} has {data.num_classes} classes; '
       f'set config.model.num_classes={data.num_classes}, or leave it out.'
+    )
+  for row in config.evals.values():
+    if row.get('dataset') == '':
+      row.dataset = config.train.dataset
+  if data.many_labels and config.objective.get('loss') == 'softmax':
+    raise ValueError(
+      f'config.train.dataset={config.train.dataset!r} has any number of labels '
+      'an image, and config.objective.loss=softmax needs one; set it, and '
+      'loss of the evaluations, to sigmoid.'
     )
 
 

@@ -8,6 +8,7 @@ from vit_jax.data import (
   datasets,
   labels,
   objectnet,
+  pipeline,
   preprocess,
   shards,
   sources,
@@ -81,7 +82,6 @@ def test_every_tfds_row_loads(name, any_records):
     if name == 'imagenet2012_real':
       assert example['label'].shape == (1000,)
       assert 1 <= tf.reduce_sum(tf.cast(example['label'], tf.int32)) <= 4
-      assert example['mask'] == 1
     else:
       assert example.keys() == {'image', 'label'}
       assert example['label'].dtype == tf.int32
@@ -155,7 +155,9 @@ def test_splits_of_a_prepared_data_set(tmp_path, monkeypatch):
   assert read('train_without_dev') + read('dev') == read('train')
 
 
-def test_images_without_a_real_label_do_not_count(tmp_path, monkeypatch):
+def test_images_without_a_real_label_do_not_count(
+  tmp_path, monkeypatch, make_mesh
+):
   real = [[3, 999], [], [0]]
   examples = [
     {
@@ -172,14 +174,25 @@ def test_images_without_a_real_label_do_not_count(tmp_path, monkeypatch):
     'imagenet2012_real:1.*.*',
     [('validation', examples)],
   )
-  source = datasets.load('imagenet2012_real', 'validation', 'evals').source
-  found = []
-  for record in source.read(np.arange(3))['record']:
-    example = source.parse({'record': record})
-    assert example['label'].dtype == tf.uint8
-    classes = np.flatnonzero(example['label'].numpy()).tolist()
-    found.append((classes, float(example['mask'])))
-  assert sorted(found) == [([], 0.0), ([0], 1.0), ([3, 999], 1.0)]
+  data = pipeline.EvalData(
+    make_mesh(1), 'imagenet2012_real', 'validation', 4, 'resize(8)', 'evals'
+  )
+  (batch,) = data.batches()
+  found = [
+    (np.flatnonzero(label).tolist(), float(mask))
+    for label, mask in zip(batch['label'], batch['mask'], strict=True)
+  ]
+  assert sorted(found[:3]) == [([], 0.0), ([0], 1.0), ([3, 999], 1.0)]
+  assert found[3][1] == 0  # padding
+
+
+def test_a_label_that_does_not_exist_makes_a_bad_example():
+  found = sources.targets(tf.constant([1, 2, 1]), 3)
+  assert found.numpy().tolist() == [0, 1, 1]
+  assert sources.targets(tf.zeros([0], tf.int64), 3).numpy().tolist() == [0] * 3
+  for labels_of_image in ([3], [0, 99], [-1, 1]):
+    with pytest.raises(tf.errors.InvalidArgumentError, match='is not in .0, 3'):
+      sources.targets(tf.constant(labels_of_image), 3)
 
 
 def test_imagenets_order_is_that_of_tfds():
@@ -290,3 +303,16 @@ def test_objectnet_has_to_be_whole(objectnet_folder):
 def test_a_version_that_tfds_no_longer_builds_is_explained():
   with pytest.raises(ValueError, match=r'oxford_iiit_pet.*only: 4\.0\.0'):
     sources.builder('oxford_iiit_pet:3.*.*')
+
+
+@pytest.mark.parametrize(
+  ('split', 'message'),
+  [
+    (None, "config.train.split=None is no text such as 'train'"),
+    ('dev[:50%]', r"'dev' stands for 'train\[90%:\]'; write the range that"),
+    ('train+train_without_dev', "'train_without_dev' stands for 'train"),
+  ],
+)
+def test_splits_that_cannot_be(split, message):
+  with pytest.raises(ValueError, match=message):
+    datasets.load('digits', split, 'config.train')

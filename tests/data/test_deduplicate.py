@@ -108,11 +108,11 @@ def test_training_leaves_them_out(folders, result):
   path = str(folders / 'train')
   whole = datasets.load(path, 'all', 'f').source
   kept = datasets.load(path, 'all', 'f', drop=str(out / 'drop.txt')).source
-  dropped = selection.read_drop_list(str(out / 'drop.txt'), len(whole))
+  dropped = selection.read_drop_list(str(out / 'drop.txt'), 'all', len(whole))
   names = {pathlib.Path(whole.name(i)).stem for i in dropped}
   assert names == {f'copy{i}' for i in range(len(PLANTED))} | {'exact'}
   assert len(kept) == len(whole) - 7
-  with pytest.raises(ValueError, match='but this one has'):
+  with pytest.raises(ValueError, match='but is to be applied to'):
     datasets.load(str(folders / 'test'), 'all', 'f', drop=str(out / 'drop.txt'))
 
 

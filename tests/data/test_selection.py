@@ -64,20 +64,24 @@ def test_drop_lists_are_for_one_split_only(tmp_path):
     whole.read(np.array([2, 4, 6]))['image'],
   )
   with pytest.raises(
-    ValueError, match="'digits', split 'train' of 1,438 .* this one has 359"
+    ValueError, match="split 'train' of 1438 .* applied to split 'test' of 359"
   ):
     datasets.load('digits', 'test', 'config.train', drop=path)
+  with pytest.raises(ValueError, match="applied to split 'train.:1438.' of 1"):
+    datasets.load('digits', 'train[:1438]', 'config.train', drop=path)
   # The subset is one of what is left.
   both = datasets.load('digits', 'train', 'config.train', 1436, path).source
   assert len(both) == 1436
 
 
-@pytest.mark.parametrize('text', ['', '[]', '{"num_examples": 9}\nx', '{}\n1'])
+@pytest.mark.parametrize(
+  'text', ['', '[]', '{"num_examples": 9, "split": ""}\nx', '{"split": ""}\n1']
+)
 def test_what_is_no_drop_list_is_refused(tmp_path, text):
   path = tmp_path / 'drop.txt'
   path.write_text(text)
   with pytest.raises(ValueError, match='is not a list of examples to leave'):
-    selection.read_drop_list(str(path), 9)
+    selection.read_drop_list(str(path), 'train', 9)
 
 
 def test_mistakes_are_explained(numbers, tmp_path):
@@ -85,8 +89,8 @@ def test_mistakes_are_explained(numbers, tmp_path):
     with pytest.raises(ValueError, match=f'subset={size}.*from 1 to 1,000'):
       selection.subset(numbers, size)
   with pytest.raises(ValueError, match='missing.* cannot be read .No such'):
-    selection.read_drop_list(str(tmp_path / 'missing'), 9)
+    selection.read_drop_list(str(tmp_path / 'missing'), 'train', 9)
   path = tmp_path / 'drop.txt'
-  path.write_text('{"num_examples": 9}\n9\n')
+  path.write_text('{"num_examples": 9, "split": "train"}\n9\n')
   with pytest.raises(ValueError, match='was made for'):
-    selection.read_drop_list(str(path), 9)
+    selection.read_drop_list(str(path), 'train', 9)

@@ -3,6 +3,7 @@
 import functools
 import itertools
 import os
+import re
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -49,11 +50,14 @@ class Data(NamedTuple):
     source: see `sources`.
     num_classes: C.
     class_names: tuple of str, of a data set of one's own; else None.
+    names_are_sorted: whether the classes have their numbers only from the order
+      of their names, so that those of another set are others.
   """
 
   source: Any
   num_classes: int
   class_names: tuple[str, ...] | None
+  names_are_sorted: bool = False
 
 
 def load(dataset, split, field, subset=None, drop='', class_names=None):
@@ -74,6 +78,8 @@ def load(dataset, split, field, subset=None, drop='', class_names=None):
     ValueError: if there is no such data set or split, or it is not prepared
       (with the command that prepares it).
   """
+  if not isinstance(split, str):
+    raise ValueError(f"{field}.split={split!r} is no text such as 'train'.")
   if not dataset:
     raise ValueError(
       f'{field}.dataset is not given; set it to the path of a folder with one '
@@ -86,7 +92,7 @@ def load(dataset, split, field, subset=None, drop='', class_names=None):
     data = _open(dataset, split, class_names)
     source = data.source
     if drop:
-      dropped = selection.read_drop_list(drop, len(source))
+      dropped = selection.read_drop_list(drop, split, len(source))
       source = selection.without(source, dropped)
     if subset is not None:
       source = selection.subset(source, subset)
@@ -102,6 +108,13 @@ def _is_path(dataset):
 def _open(dataset, split, class_names):
   if dataset in DATASETS:
     row = DATASETS[dataset]
+    if split not in row.splits:
+      for part in re.findall(r'\w+', split):
+        if part in row.splits:
+          raise ValueError(
+            f'split={split!r}: {part!r} stands for {row.splits[part]!r}; write '
+            'the range that you want of that.'
+          )
     source = row.source(row.splits.get(split, split))
     return Data(source, row.num_classes, None)
   path = epath.Path(dataset).expanduser()
@@ -112,7 +125,7 @@ def _open(dataset, split, class_names):
       f'{", ".join(sorted(DATASETS))}.'
     )
   if shards.is_prepared(path):
-    data = Data(*shards.load(path, split))
+    data = Data(*shards.load(path, split), names_are_sorted=True)
     if class_names and data.class_names != class_names:
       raise ValueError(
         f'{dataset} was packed with other classes than those of the training '
@@ -122,7 +135,9 @@ def _open(dataset, split, class_names):
     return data
   found = files.load(str(path), class_names)
   source = files.FilesSource(found, split)
-  return Data(source, found.num_classes, found.class_names)
+  given = (path / 'classes.txt', epath.Path(f'{path}.classes.txt'))
+  names_are_sorted = class_names is None and not any(p.exists() for p in given)
+  return Data(source, found.num_classes, found.class_names, names_are_sorted)
 
 
 def _first_difference(packed, wanted):

@@ -27,6 +27,7 @@ class Examples:
   Attributes:
     data: a `datasets.Data`.
     image_shape: (height, width, 3) of every image.
+    many_labels: whether labels are targets [C].
   """
 
   def __init__(self, mesh, batch_size, recipe, field, **data):
@@ -55,6 +56,7 @@ class Examples:
       autograph=False,
     )
     self.image_shape = self._static_image_shape()
+    self.many_labels = self._output['label'].shape.rank > 0
 
   def batches(self, locate, spec, start, num_batches, on_bad):
     """Yields global batches.
@@ -113,11 +115,10 @@ class Examples:
 
   def blank(self):
     """Returns an example of zeros, which does not count."""
-    zeros = {
+    return {
       name: np.zeros(spec.shape, spec.dtype.as_numpy_dtype)
       for name, spec in self._output.items()
     }
-    return zeros | {'mask': np.float32(0)}
 
   def name(self, index):
     """Returns what to call an example."""
@@ -130,13 +131,20 @@ class Examples:
 
   def _is_good(self, label):
     """Returns of which labels, [...] or targets, the class exists."""
-    if self._output['label'].shape.rank:
+    if self.many_labels:
       return np.ones(label.shape[:-1], bool)
     return (label >= 0) & (label < self.data.num_classes)
 
   def _preprocessed(self, record, seed):
     example = self._source.parse(record)
-    return example | {'image': self._transform(example['image'], seed)}
+    label = example['label']
+    # No prediction for an image without any label is right or wrong.
+    counts = tf.reduce_any(label > 0) if label.shape.rank else True
+    return {
+      'image': self._transform(example['image'], seed),
+      'label': label,
+      'mask': tf.cast(counts, tf.float32),
+    }
 
   def _static_image_shape(self):
     field = f'{self._field}.preprocess'
@@ -246,8 +254,6 @@ class _Stream:
 
 
 def _weighted(example, mask):
-  """Returns the example with its 'mask', if one is asked for, or without."""
-  own = example.pop('mask', None)
-  if mask is None:
-    return example
-  return example | {'mask': mask if own is None else mask * own}
+  """Returns the example with the product of masks, or without if it is None."""
+  own = example.pop('mask')
+  return example if mask is None else example | {'mask': mask * own}

@@ -6,13 +6,16 @@ Starting at any step therefore costs the same, and the batches do not depend on
 the number of processes.
 """
 
+import jax
 import numpy as np
 from absl import logging
 
 from vit_jax.data import examples, order, tf
 
 _NAMED = 10  # bad examples whose names are told; all are counted
-# The share of bad examples is only judged of so many.
+# So many of a set may be bad, however small it is, and the share of bad ones is
+# only judged of so many.
+_ALWAYS_ALLOWED = 3
 _FEWEST = 1000
 _MOST_IN_A_ROW = 100
 
@@ -29,6 +32,7 @@ class TrainData:
     num_classes: C.
     class_names: tuple of str, or None if they are not known.
     image_shape: (height, width, 3) of every image.
+    many_labels: whether an image may have any number of labels.
     num_bad: how often a bad example was left out by this process, since its
       batches were begun.
   """
@@ -59,14 +63,16 @@ class TrainData:
         subset is inside a larger one.
       drop: path of a list of examples to leave out, as
         `vit_jax.data.deduplicate` writes it.
-      max_bad_share: share of bad examples above which training stops.
+      max_bad_share: share of bad examples above which training stops; three of
+        a set are always allowed, unless it is 0.
 
     Raises:
       ValueError: on anything that does not exist or fit.
     """
     if seed < 0:
       raise ValueError(f'config.seed={seed} is negative; use 0 or more.')
-    if not 0 <= max_bad_share <= 1:
+    is_number = isinstance(max_bad_share, int | float)
+    if not is_number or not 0 <= max_bad_share <= 1:
       raise ValueError(
         f'config.train.max_bad_share={max_bad_share} is not in [0, 1].'
       )
@@ -85,7 +91,12 @@ class TrainData:
     self.num_examples = len(data.source)
     self.num_classes, self.class_names = data.num_classes, data.class_names
     self.image_shape = self._examples.image_shape
-    self.num_bad, self._news = 0, []
+    self.many_labels = self._examples.many_labels
+    self._begin()
+
+  def _begin(self):
+    self.num_bad, self._last_bad = 0, ''
+    self._named, self._news = set(), []
 
   def batches(self, start_step):
     """Yields the global batch of each step from `start_step` on, for ever.
@@ -100,7 +111,7 @@ class TrainData:
     Raises:
       ValueError: if too many examples are bad.
     """
-    self.num_bad, self._news = 0, []
+    self._begin()
 
     def locate(positions):
       indices, seeds = order.shuffled(positions, self._seed, self.num_examples)
@@ -116,21 +127,38 @@ class TrainData:
     news, self._news = self._news, []
     return news
 
+  def check_bad(self, num_bad, num_seen):
+    """Raises ValueError if too many examples were bad.
+
+    Args:
+      num_bad: how many, over all processes.
+      num_seen: of how many.
+    """
+    allowed = 0
+    if self._max_bad_share:
+      # The few come once an epoch, and perhaps all at its beginning.
+      share = max(self._max_bad_share, _ALWAYS_ALLOWED / self.num_examples)
+      allowed = share * max(num_seen, _FEWEST) + _ALWAYS_ALLOWED
+    if num_bad > allowed:
+      raise ValueError(
+        f'{num_bad:,} of {num_seen:,} examples could not be used, above '
+        f'config.train.max_bad_share={self._max_bad_share}; one of them is '
+        f'{self._last_bad or "known to another process"}. Mend or remove them '
+        '(`python -m vit_jax.data.prepare PATH` lists all of a folder or '
+        'manifest), or raise the share.'
+      )
+
   def _next_good(self, index, seed, why, num_seen):
     """Returns the example after a bad one."""
     self.num_bad += 1
-    what = f'{self._examples.name(index)}: {why}'
-    if self.num_bad <= _NAMED:
+    self._last_bad = what = f'{self._examples.name(index)}: {why}'
+    if index not in self._named and len(self._named) < _NAMED:
+      self._named.add(index)
       self._news.append(f'Left out: {what}')
-    if self.num_bad == _NAMED:
-      self._news.append('Further bad examples are counted, but not named.')
-    if self.num_bad > self._max_bad_share * max(num_seen, _FEWEST):
-      raise ValueError(
-        f'{self.num_bad:,} of {num_seen:,} examples could not be used, above '
-        f'config.train.max_bad_share={self._max_bad_share}; the last one is '
-        f'{what}. Mend or remove them (`python -m vit_jax.data.prepare PATH` '
-        'finds all in a folder or manifest), or raise the share.'
-      )
+      if len(self._named) == _NAMED:
+        self._news.append('Further bad examples are counted, but not named.')
+    # At once where one process alone has seen too many; else when they sum up.
+    self.check_bad(self.num_bad, num_seen * jax.process_count())
     for offset in range(1, min(_MOST_IN_A_ROW, self.num_examples)):
       try:
         return self._examples.example(
@@ -146,7 +174,8 @@ class TrainData:
 class EvalData:
   """A data set in its stored order, padded to whole batches and masked.
 
-  Attributes: those of `TrainData`; num_bad only with `skip_bad`.
+  Attributes: those of `TrainData`, num_bad only with `skip_bad`, and
+    names_are_sorted: see `datasets.Data`.
   """
 
   def __init__(
@@ -189,6 +218,7 @@ class EvalData:
     data = self._examples.data
     self.num_examples = len(data.source)
     self.num_classes, self.class_names = data.num_classes, data.class_names
+    self.names_are_sorted = data.names_are_sorted and bool(data.class_names)
     self.image_shape = self._examples.image_shape
     self.num_bad = 0
 

@@ -99,12 +99,13 @@ def write_drop_list(path, indices, dataset, split, num_examples):
     file.writelines(f'{index}\n' for index in indices)
 
 
-def read_drop_list(path, num_examples):
+def read_drop_list(path, split, num_examples):
   """Returns the indices of a list to leave out, int64 [n].
 
   Args:
     path: of a file that `write_drop_list` wrote.
-    num_examples: that the split has, to which the list is to be applied.
+    split: that the list is to be applied to.
+    num_examples: that it has.
 
   Raises:
     ValueError: if it is no such file, or one of other examples.
@@ -113,7 +114,7 @@ def read_drop_list(path, num_examples):
     header, _, rest = epath.Path(path).read_text().partition('\n')
     header = json.loads(header)
     indices = np.array(rest.split(), np.int64)
-    of = header['num_examples']
+    of, made_for = header['num_examples'], header['split']
   except OSError as error:
     raise ValueError(
       f'drop={path!r} cannot be read ({error.strerror or error}); '
@@ -124,12 +125,11 @@ def read_drop_list(path, num_examples):
       f'drop={path!r} is not a list of examples to leave out; `python -m '
       'vit_jax.data.deduplicate` writes such lists.'
     ) from None
-  if of != num_examples or (
-    len(indices) and not 0 <= indices.min() <= indices.max() < num_examples
-  ):
+  fits = not len(indices) or 0 <= indices.min() <= indices.max() < num_examples
+  if (made_for, of) != (split, num_examples) or not fits:
     raise ValueError(
       f'drop={path!r} was made for {header.get("dataset")!r}, split '
-      f'{header.get("split")!r} of {of:,} examples, but this one has '
-      f'{num_examples:,}; run `python -m vit_jax.data.deduplicate` on it.'
+      f'{made_for!r} of {of} examples, but is to be applied to split {split!r} '
+      f'of {num_examples}; run `python -m vit_jax.data.deduplicate` on it.'
     )
   return indices

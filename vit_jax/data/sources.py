@@ -6,9 +6,8 @@ A source has
   source.read(indices)  dict of numpy arrays [len(indices), ...] in that spec,
   source.parse(record)  TensorFlow graph ops from one record to an example: a
                         dict with 'image' (uint8 [height, width, 3], or a
-                        scalar string if encoded), 'label' (int32 [], or
-                        targets [C]), and maybe 'mask', float32 []: 0 if
-                        evaluations shall not count it,
+                        scalar string if encoded) and 'label' (int32 [], or
+                        targets [C], uint8: 1 for each of an image's labels),
   source.name(index)    what to call an example: a path, or a place,
   source.reason(index)  why its record cannot be read, or None if it can.
 `read` runs in Python on many records at once; `parse`, and all that follows,
@@ -103,11 +102,7 @@ class TfdsSource:
     return why_unreadable(self._records, index)
 
   def parse(self, record):
-    """Returns the example, see the top of this file.
-
-    Where labels are sequences, 'mask' is 0 for an image without any: no
-    prediction for it is right or wrong.
-    """
+    """Returns the example, see the top of this file."""
     import tensorflow_datasets as tfds
 
     example = self._features.deserialize_example(
@@ -120,14 +115,25 @@ class TfdsSource:
     if self._to_class:
       label = self._to_class(label)
     elif label.shape.rank:  # many labels an image
-      targets = tf.one_hot(label, self._num_classes, dtype=tf.uint8)
-      mask = tf.cast(tf.size(label) > 0, tf.float32)
-      return {
-        'image': image,
-        'label': tf.reduce_max(targets, axis=0),
-        'mask': mask,
-      }
+      return {'image': image, 'label': targets(label, self._num_classes)}
     return {'image': image, 'label': tf.cast(label, tf.int32)}
+
+
+def targets(labels, num_classes):
+  """Returns uint8 [C], 1 for each label, by TensorFlow.
+
+  Args:
+    labels: int [n]; a class that does not exist fails, so that the example is
+      a bad one.
+    num_classes: C.
+  """
+  exist = tf.reduce_all((labels >= 0) & (labels < num_classes))
+  check = tf.debugging.Assert(
+    exist, [f'a label is not in [0, {num_classes})', labels]
+  )
+  with tf.control_dependencies([] if check is None else [check]):
+    rows = tf.one_hot(labels, num_classes, dtype=tf.uint8)
+  return tf.reduce_max(rows, axis=0)
 
 
 def read_records(records, indices):

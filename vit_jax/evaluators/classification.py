@@ -49,6 +49,12 @@ def build(
   data = pipeline.EvalData(
     mesh, dataset, split, batch_size, preprocess, field, class_names, skip_bad
   )
+  if class_names is None and data.names_are_sorted:
+    raise ValueError(
+      f'{field}.dataset={dataset!r} names its classes, but the training set '
+      'does not, so that nothing says which is which; add a classes.txt with '
+      "the training set's order, or use a manifest with numbers."
+    )
   images = jax.ShapeDtypeStruct((1, *data.image_shape), jnp.uint8)
   try:
     logits, _ = jax.eval_shape(predict, params, images)
