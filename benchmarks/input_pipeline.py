@@ -14,9 +14,9 @@ spectrum), holds them in memory, and draws batches in turn from
   - torch: a DataLoader with Pillow and two worker processes, if torch is
     installed. It scales pixels to floats, as is usual there; ours stay bytes
     until they are on the device.
-They alternate, so that what else the machine does falls
-on all, and ratios are medians over the repeats of project / other. The JPEGs
-are decoded anew each time; only reading them from a disk is left out.
+They alternate, so that what else the machine does falls on all, and ratios are
+medians over the repeats of project / other. The JPEGs are decoded anew each
+time; only reading them from a disk is left out.
 """
 
 import glob
@@ -50,12 +50,20 @@ _NUM_JPEGS = flags.DEFINE_integer(
 _PHOTOS = flags.DEFINE_string(
   'photos', None, 'Large photos to cut JPEGs from: a pattern of file names.'
 )
+_DATASET = flags.DEFINE_string(
+  'dataset',
+  None,
+  'Instead of comparing: one epoch of a data set, a name or path, from disk.',
+)
 _NUM_EXAMPLES = 300_000_000
 
 
 def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f'{argv[1]!r} is not a flag; flags start with --.')
+  if _DATASET.value:
+    print(json.dumps(an_epoch(_DATASET.value)))
+    return
   jpegs = _cut_jpegs(_PHOTOS.value) if _PHOTOS.value else _make_jpegs()
   mean_bytes = statistics.mean(map(len, jpegs))
   print(
@@ -92,6 +100,34 @@ def main(argv):
       other = round(statistics.median(rates[name]), 1)
       result[f'{name}_images_per_second'] = other
   print(json.dumps(result))
+
+
+def an_epoch(dataset):
+  """Returns how fast an epoch is from disk, and what it takes of memory."""
+  data = train_data(dataset)
+  batches = data.batches(0)
+  timed(batches, 16)
+  rss, count = rss_bytes(), data.num_examples // _BATCH_SIZE.value
+  seconds, _ = timed(batches, count)
+  return {
+    'images_per_second': round(count * _BATCH_SIZE.value / seconds, 1),
+    'num_examples': data.num_examples,
+    'rss_bytes': rss_bytes(),
+    'rss_growth_bytes': rss_bytes() - rss,
+    'bad_examples': data.num_bad,
+  }
+
+
+def train_data(dataset):
+  """Returns the training set, cropped and flipped."""
+  return pipeline.TrainData(
+    sharding.make_mesh(),
+    seed=0,
+    dataset=dataset,
+    split='train',
+    batch_size=_BATCH_SIZE.value,
+    preprocess=f'inception_crop({_SIZE.value})|flip_lr',
+  )
 
 
 def compare(chains):
@@ -148,15 +184,7 @@ def project(jpegs):
   datasets.DATASETS['in_memory_jpegs'] = datasets.Dataset(
     1, lambda split: _Many(arrays)
   )
-  data = pipeline.TrainData(
-    sharding.make_mesh(),
-    seed=0,
-    dataset='in_memory_jpegs',
-    split='train',
-    batch_size=_BATCH_SIZE.value,
-    preprocess=f'inception_crop({_SIZE.value})|flip_lr',
-  )
-  return data.batches(0)
+  return train_data('in_memory_jpegs').batches(0)
 
 
 def reference(jpegs):

@@ -95,6 +95,7 @@ def _config():
   config = common.base()
   config.total_steps = 100_000  # the measured run stops long before
   config.log_every = _LOG_EVERY.value
+  config.model.num_classes = 1000
   config.model.variant = _VARIANT.value
   config.model.dtype = _DTYPE.value
   config.model.unroll = _UNROLL.value

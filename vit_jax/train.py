@@ -290,17 +290,8 @@ def _complete(config, data):
 def _headline(model, state, mesh, data, total_steps):
   count = sum(x.size for x in jax.tree.leaves(state.params))
   device = mesh.devices.flat[0].device_kind
-  classes = ''
-  if data.class_names:
-    classes = f'{data.num_classes} classes ({_list(data.class_names)}), '
   start = f'from step {int(state.step):,} ' if state.step else ''
   return (
-    f'{type(model).__name__} of {count:,} parameters, {data.num_examples:,} '
-    f'images, {classes}{start}to step {total_steps:,} on {mesh.size} x '
-    f'{device}.'
+    f'{type(model).__name__} of {count:,} parameters, {data.summary()}, {start}'
+    f'to step {total_steps:,} on {mesh.size} x {device}.'
   )
-
-
-def _list(texts, most=10):
-  shown = ', '.join(texts[:most])
-  return shown if len(texts) <= most else f'{shown}, ...'

@@ -107,6 +107,7 @@ def folder(tmp_path, monkeypatch):
         path.symlink_to('nothing')
       else:
         path.write_bytes(content)
+    (tmp_path / 'data/classes.txt').write_text('a\nb\n')
     return str(tmp_path / 'data')
 
   return make

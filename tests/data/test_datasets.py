@@ -309,8 +309,8 @@ def test_a_version_that_tfds_no_longer_builds_is_explained():
   ('split', 'message'),
   [
     (None, "config.train.split=None is no text such as 'train'"),
-    ('dev[:50%]', r"'dev' stands for 'train\[90%:\]'; write the range that"),
-    ('train+train_without_dev', "'train_without_dev' stands for 'train"),
+    ('dev[:50%]', r"Here 'dev' stands for 'train\[90%:\]'\."),
+    ('train+train_without_dev', "Here 'train_without_dev' stands for"),
   ],
 )
 def test_splits_that_cannot_be(split, message):

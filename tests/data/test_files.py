@@ -1,12 +1,13 @@
 import io
 import json
+import os
 import tracemalloc
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from vit_jax.data import datasets, files, sources, tf
+from vit_jax.data import datasets, files, pipeline, sources, tf
 
 
 def encoded(color, kind='PNG'):
@@ -37,7 +38,7 @@ def photos(tmp_path):
     tmp_path / 'photos',
     *(f'cat/{i}.JPG' for i in range(30)),
     'dog/rex/at the sea/7.PNG', 'dog/a.webp', 'dog/.hidden.png',
-    'bird/ä.jpeg', 'bird/notes.txt', 'empty/notes.txt',
+    'bird/ä.jpeg', 'bird/notes.txt', 'empty/.notes.txt',
   )  # fmt: skip
 
 
@@ -80,6 +81,121 @@ def test_folders_of_splits(tmp_path):
   assert len(load(root, 'train+val').source) == 3
   with pytest.raises(ValueError, match="split='test' is unknown.*all, train"):
     load(root, 'test')
+
+
+def test_names_of_splits_in_any_spelling(tmp_path):
+  root = put(tmp_path, 'Training/a/1.png', 'TRAIN/b/1.png', 'Testing/b/2.png',
+             'valid/a/3.png')  # fmt: skip
+  (tmp_path / '__MACOSX/Training').mkdir(parents=True)
+  (tmp_path / 'stray').mkdir()
+  (tmp_path / 'stray/notes.txt').touch()
+  data = load(root)
+  assert data.class_names == ('a', 'b')
+  assert [names(load(root, s)) for s in ('val', 'test')] == [
+    [f'{root}/valid/a/3.png'], [f'{root}/Testing/b/2.png']
+  ]  # fmt: skip
+  assert len(load(root, 'train').source) == 2
+  put(tmp_path, 'stray/1.png')
+  with pytest.raises(
+    ValueError, match='TRAIN is named like a split, but.*stra'
+  ):
+    load(root)
+  # It may be a class: of those that ride on rails.
+  rails = put(tmp_path / 'rails', 'train/1.png', 'tram/1.png')
+  (tmp_path / 'rails/classes.txt').write_text('train\ntram\n')
+  assert len(load(rails).source) == 2
+
+
+def test_val_is_test_where_there_is_no_other(tmp_path):
+  root = put(tmp_path, 'train/b/1.png', 'train/a/1.png', 'test/b/2.png')
+  assert names(load(root, 'val')) == [f'{root}/test/b/2.png']
+  assert set(files.load(root).splits) == {'train', 'test', 'all'}
+
+
+def test_a_class_without_readable_images_is_an_error(tmp_path):
+  root = put(tmp_path, 'cat/1.png', 'ape/1.JFIF', 'ape/2.jpe')
+  assert len(load(root).source) == 3
+  put(tmp_path, 'dog/1.heic', 'dog/x/2.HEIC')
+  with pytest.raises(ValueError, match='dog has 2 files, none.*most are .heic'):
+    load(root)
+
+
+def test_of_a_single_class_there_is_nothing_to_learn(tmp_path, make_mesh):
+  root = put(tmp_path, 'cat/1.png')
+  with pytest.raises(
+    ValueError, match="single class, 'cat', and there is nothing to learn"
+  ):
+    pipeline.TrainData(make_mesh(1), 0, root, 'all', 8, 'resize(8)')
+  (tmp_path / 'classes.txt').write_text('cat\ndog\n')
+  data = pipeline.TrainData(make_mesh(1), 0, root, 'all', 8, 'resize(8)')
+  assert data.num_classes == 2
+
+
+def test_a_folder_that_cannot_be_listed_is_an_error(photos, monkeypatch):
+  scandir = os.scandir
+
+  def refuse(path):
+    if str(path).endswith('rex'):
+      raise PermissionError(13, 'Permission denied')
+    return scandir(path)
+
+  monkeypatch.setattr(os, 'scandir', refuse)
+  with pytest.raises(
+    ValueError, match='dog/rex: Permission denied; make it re'
+  ):
+    load(photos)
+
+
+def test_a_link_to_itself_is_no_class(photos, tmp_path):
+  (tmp_path / 'photos/self').symlink_to(tmp_path / 'photos/self')
+  assert load(photos).num_classes == 3
+
+
+@pytest.mark.parametrize('name', [b'caf\xe9', 'a\nb', 'a\x85b', 'a\u2028b'])
+def test_names_that_are_no_line_of_text_are_refused(tmp_path, name):
+  folder = os.path.join(os.fsencode(tmp_path), os.fsencode(name))
+  put(tmp_path, 'cat/1.png')
+  os.mkdir(folder)
+  with open(os.path.join(folder, b'1.png'), 'wb') as file:
+    file.write(encoded('red'))
+  with pytest.raises(
+    ValueError, match='(caf|a).*cannot be the name of a class'
+  ):
+    load(tmp_path)
+
+
+def test_classes_are_lines(tmp_path):
+  root = put(tmp_path, 'cat/1.png', 'dog/1.png')
+  (tmp_path / 'classes.txt').write_bytes(
+    '\ufeffdog\r\ncat\r\na\u2028b\n'.encode()
+  )
+  assert load(root).class_names == ('dog', 'cat', 'a\u2028b')
+
+
+def test_small_classes_have_an_image_in_val():
+  # None of these has a hash that would put it there.
+  rows = [
+    (None, path, [label])
+    for label in range(30)
+    for path in [f'{label}/{i}' for i in range(200)
+                 if files._hash(f'{label}/{i}') % 10][: 1 + label % 3]
+  ]  # fmt: skip
+
+  def val(rows, **kwargs):
+    found = files.Files(rows, None, 30, '/', **kwargs)
+    whole = [*found.splits['train'], *found.splits['val']]
+    assert sorted(whole) == list(range(len(rows)))
+    return sorted(found.path(i) for i in found.splits['val'])
+
+  held_out = val(rows)
+  assert len(held_out) == 20  # one of each class of two or three
+  assert len({path.split('/')[1] for path in held_out}) == 20
+  assert val(rows[::-1]) == held_out
+  lowest = min(rows, key=lambda row: files._hash(row[1]))
+  assert val(rows, many_labels=True) == [f'/{lowest[1]}']
+  # What the user says stays.
+  named = [('train', path, labels) for _, path, labels in rows]
+  assert set(files.Files(named, None, 30, '/').splits) == {'train', 'all'}
 
 
 def test_classes_of_another_set_or_of_a_file(photos, tmp_path):
@@ -169,15 +285,55 @@ def test_one_label_each_in_a_list_is_targets_nevertheless(
   assert data.source.spec['label'].shape == (2,)
 
 
+def test_kinds_of_files(tmp_path):
+  text = ' path , label\na.png, cat\nb.png, ape\n'
+  for name in ('list.CSV', 'list.tsv'):
+    (tmp_path / name).write_text(text)
+  assert load(tmp_path / 'list.CSV').class_names == ('ape', 'cat')
+  with pytest.raises(
+    ValueError, match='list.tsv is a file that is not read; g'
+  ):
+    load(tmp_path / 'list.tsv')
+
+
+def test_numbers_with_gaps_need_a_list_of_classes(tmp_path):
+  path = tmp_path / 'm.csv'
+  path.write_text('path,label\na.png,0\nb.png,9\n')
+  with pytest.raises(ValueError, match='without gaps'):
+    load(path)
+  assert load(path, class_names=tuple('abcdefghij')).num_classes == 10
+  (tmp_path / 'm.csv.classes.txt').write_text('\n'.join('abcdefghij'))
+  assert load(path).num_classes == 10
+  path.write_text('path,label\na.png,07\nb.png,08\n')
+  (tmp_path / 'm.csv.classes.txt').unlink()
+  assert load(path).class_names == ('07', '08')
+
+
 @pytest.mark.parametrize(
   ('rows', 'message'),
   [
     ('path,label\na.png,0\nb.png,\n', 'line 3: a label is missing'),
-    ('path,label\na.png,-1\n', r'line 2: label -1 is not in \[0, 0\)'),
+    ('path,label\na.png,-1\n', r'line 2: label -1 is not in \[0, 1,000,001\)'),
     ('path,label\na.png,0\nb.png,cat\n', 'names and numbers as labels'),
-    ('file,label\na.png,0\n', 'line 2: it needs path, and either label or'),
-    ('path,kind\na.png,0\n', 'line 2: it needs path, and either label or'),
-    ('path,label\n', 'has no images'),
+    (
+      'path,label\na.png,0\nb.png,01\n',
+      "line 3: label '01' after 0: there are",
+    ),
+    (
+      'path,label\na.png,99999999999999\n',
+      '2: label 99999999999999 is not',
+    ),
+    ('path,label\na.png,1000000000\n', r'2: .*00 is not in \[0, 1,000,001\)'),
+    ('path,label\na.png,2019\nb.png,2020\n', '2 numbers .*a model of 2,021 cl'),
+    ('path,label,split\na,0,a b\n', "line 2: split='a b' is no name of a"),
+    ('path,label,split\na,0,all\n', "line 2: split='all' is no name of a"),
+    ('file,label\na.png,0\n', "columns are 'file', 'label'; it needs path and"),
+    ('path,kind\na.png,0\n', "columns are 'path', 'kind'; it needs path and"),
+    ('path;label\na.png;0\n', "columns are 'path;label'; .* commas between"),
+    ('path,label\n', 'lists no images; write one a line'),
+    ('{"path": "a.png", "label": 1' + '0' * 23 + '}\n', '1: label 10{23} is'),
+    ('{"path": "a.png", "label": "a\\nb"}\n', "'a.nb' cannot be the name of"),
+    ('[' * 100_000 + '\n', 'line 1: it is not a JSON object'),
     ('{"path": "a.png", "label": 1.5}\n', 'line 1: labels are names or whole'),
     ('{"path": "a.png", "label": true}\n', 'line 1: labels are names or whol'),
     ('{"path": "a.png", "labels": 3}\n', 'line 1: labels is not a list'),
@@ -232,6 +388,21 @@ def test_paths_take_little_memory():
   tracemalloc.stop()
   assert size < 100 * len(rows)
   assert found.path(99_999) == '/data/n00000099/n00099999_099999.JPEG'
+
+
+def test_manifests_take_little_memory(tmp_path):
+  path, size = tmp_path / 'm.csv', 50_000
+  path.write_text('path,label\n' + ''.join(
+    f'photos/n{i % 999:08}/{i:08}.jpg,name {i % 999}\n' for i in range(size)
+  ))  # fmt: skip
+  tracemalloc.start()
+  found = files.load(str(path))
+  _, peak = tracemalloc.get_traced_memory()
+  tracemalloc.stop()
+  assert peak < 150 * size
+  assert found.labels(size - 1) == sorted(
+    range(999), key=lambda i: f'name {i}'
+  ).index((size - 1) % 999)
 
 
 def test_sources_agree_on_their_form(photos):

@@ -26,6 +26,7 @@ from vit_jax.data import (
   vtab,
 )
 from vit_jax.data.prepare import (
+  file_packing,
   imagenet21k,
   packing,
   tar,
@@ -152,12 +153,16 @@ def damage(folder):
 def test_bad_images_are_listed_and_left_out(tmp_path, capsys):
   folder = make_folder(tmp_path / 'photos', 30)
   damage(folder)
-  with pytest.raises(ValueError, match=r'of \d+ images of .* bad, more than'):
-    prepare.prepare(str(folder))
+  with pytest.raises(ValueError, match=r'3 of 33 images are bad, more than'):
+    prepare.prepare(str(folder), max_bad_share=0, bytes_per_shard=400)
   out = tmp_path / 'photos_shards'
   assert not (out / 'dataset.json').exists()
+  assert len((out / 'bad_examples.jsonl').read_text().splitlines()) == 3
+  written = {p: p.stat().st_mtime_ns for p in out.glob('*.array_record')}
+  assert written  # all of them: the share is of the whole
   capsys.readouterr()
-  prepare.prepare(str(folder), max_bad_share=1)
+  prepare.prepare(str(folder), bytes_per_shard=400)  # so few are no matter
+  assert written == {p: p.stat().st_mtime_ns for p in out.glob('*.array_r*')}
   bad = (out / 'bad_examples.jsonl').read_text().splitlines()
   reasons = {r['name']: r['reason'] for r in map(json.loads, bad)}
   assert sorted(reasons) == ['cat/empty.png', 'cat/text.png', 'dog/cut.jpg']
@@ -172,14 +177,90 @@ def test_bad_images_are_listed_and_left_out(tmp_path, capsys):
 
 
 def test_mended_images_need_no_new_folder(tmp_path):
-  folder = make_folder(tmp_path / 'photos', 4)
+  folder = make_folder(tmp_path / 'photos', 30)
   damage(folder)
-  with pytest.raises(ValueError, match='more than'):
-    prepare.prepare(str(folder))
+  prepare.prepare(str(folder), bytes_per_shard=400)
+  out = tmp_path / 'photos_shards'
+  assert len(shards.load(epath.Path(out), 'all')[0]) == 30
+  before = {p: p.stat().st_mtime_ns for p in out.glob('*.array_record')}
+  (folder / 'dog' / '01.png').write_bytes(picture(77))
   for name in ('cat/empty.png', 'cat/text.png', 'dog/cut.jpg'):
     (folder / name).write_bytes(picture(9))
-  prepare.prepare(str(folder))
-  assert (tmp_path / 'photos_shards' / 'bad_examples.jsonl').read_text() == ''
+  prepare.prepare(str(folder), bytes_per_shard=400)
+  assert (out / 'bad_examples.jsonl').read_text() == ''
+  packed, _, _ = shards.load(epath.Path(out), 'all')
+  found = files.load(str(folder))
+  whole = [
+    example
+    for split in shard_table.read(epath.Path(out)).splits
+    for example in examples(files.FilesSource(found, split))
+  ]
+  assert examples(packed) == whole
+  assert len(whole) == 33
+  kept = [p for p, time_ns in before.items() if p.stat().st_mtime_ns == time_ns]
+  assert 0 < len(before) - len(kept) <= 4  # one for each of those four
+
+
+def test_too_many_bad_images_fail_at_the_end(tmp_path):
+  folder = make_folder(tmp_path / 'photos', 30)
+  damage(folder)
+  (folder / 'dog' / 'more.png').write_bytes(b'')
+  with pytest.raises(ValueError, match='4 of 34 images are bad, more than'):
+    prepare.prepare(str(folder))
+  prepare.prepare(str(folder), max_bad_share=0.2)
+  for path in folder.rglob('*.*'):
+    path.write_bytes(b'')
+  with pytest.raises(ValueError, match='has no image that can be read'):
+    prepare.prepare(str(folder), max_bad_share=1)
+  assert not (tmp_path / 'photos_shards' / 'dataset.json').exists()
+
+
+def test_shards_are_never_inside_of_what_is_packed(tmp_path, monkeypatch):
+  folder = make_folder(tmp_path / 'a' / 'photos', 4)
+  for out in (folder, folder / 'x', folder / 'cat' / '..' / 'y'):
+    with pytest.raises(ValueError, match='is inside of'):
+      prepare.prepare(str(folder), out=str(out))
+  monkeypatch.chdir(folder)
+  prepare.prepare('.')
+  monkeypatch.chdir(folder / 'cat')
+  prepare.prepare('../')
+  assert [p.name for p in sorted((tmp_path / 'a').iterdir())] == [
+    'photos',
+    'photos_shards',
+  ]
+  assert file_packing.default_out('/') == '/_shards'
+  with pytest.raises(ValueError, match='is inside of'):
+    prepare._check_beside('/', '/_shards')
+
+
+@pytest.mark.parametrize(
+  ('name', 'flag', 'where'),
+  [
+    ('digits', 'from', 'imagenet21k and jft300m'),
+    ('digits', 'out', 'PATH'),
+    ('cifar10', 'out', 'TFDS_DATA_DIR'),
+    ('cifar10', 'from', 'imagenet21k'),
+    ('./photos', 'all', 'vtab'),
+    ('./photos', 'release', 'imagenet21k'),
+    ('./photos', 'from', 'the path alone'),
+    ('jft300m', 'release', 'imagenet21k'),
+    ('vtab', 'check', 'PATH'),
+  ],
+)
+def test_flags_that_would_do_nothing_are_refused(name, flag, where):
+  with pytest.raises(ValueError, match=rf'--{flag} is for .*{where}'):
+    prepare.check_flags(name, [flag])
+  prepare.check_flags('imagenet21k', ['from', 'out', 'release', 'check'])
+  prepare.check_flags('./photos', ['out', 'shard_mb', 'max_bad_share'])
+  prepare.check_flags('vtab', ['all'])
+
+
+def test_jft_has_its_number_of_classes(tmp_path, data_dir):
+  folder = make_folder(tmp_path / 'photos', 4)
+  with pytest.raises(
+    ValueError, match=r'has 2 classes, but jft300m has 18,291; .*photos_shards'
+  ):
+    prepare.prepare('jft300m', str(folder))
 
 
 def test_no_room_on_the_disk(tmp_path, monkeypatch):
@@ -363,13 +444,20 @@ def test_unpacked_imagenet21k_has_the_published_classes(tmp_path, data_dir):
   folder = tmp_path / 'unpacked'
   for synset in SYNSETS:
     (folder / synset).mkdir(parents=True)
-    (folder / synset / '1.JPEG').write_bytes(picture(1, 'JPEG'))
+    for i in range(9):
+      (folder / synset / f'{i}.JPEG').write_bytes(picture(i, 'JPEG'))
   prepare.prepare('imagenet21k', str(folder))
-  data = datasets.load('imagenet21k', 'all', 'config.train')
+  data = datasets.load('imagenet21k', 'train', 'config.train')
+  table = shard_table.read(epath.Path(data_dir / 'imagenet21k'))
+  assert set(table.splits) == {'train'}
   known = labels.synsets('imagenet21k')
   assert sorted(x for _, x in examples(data.source)) == sorted(
-    known.index(s) for s in SYNSETS
+    known.index(s) for s in SYNSETS for _ in range(9)
   )
+  assert table.class_names == imagenet21k.class_names(known)
+  assert table.class_names[known.index('n01440764')].startswith('tench')
+  with pytest.raises(ValueError, match='--release is for tar files'):
+    prepare.prepare('imagenet21k', str(folder), release='fall11')
   (folder / 'n99999999').mkdir()
   (folder / 'n99999999' / '1.JPEG').write_bytes(picture(1, 'JPEG'))
   with pytest.raises(ValueError, match="'n99999999' is not one of"):
@@ -387,6 +475,7 @@ def test_tfrecord_is_converted_bit_for_bit(data_dir, capsys):
   prepare.prepare('tiny_tiles')
   text = capsys.readouterr().out
   assert 'Converting' in text
+  assert 'training reads it once it has a row there' in text
   assert 'tiny_tiles is ready in' in text
   for split, records in expected.items():
     found = tfds_building.prepare('tiny_tiles').info.splits[split]
@@ -451,6 +540,9 @@ def test_vtab_shows_how_far_its_tasks_are(monkeypatch, capsys):
   monkeypatch.setattr(
     tfds_building, 'status', lambda name: by_name.get(name, other)
   )
+  monkeypatch.setattr(
+    vtab_status.importlib.util, 'find_spec', lambda name: name == 'cv2' or None
+  )
   vtab_status.show()
   text = capsys.readouterr().out
   lines = [' '.join(line.split()) for line in text.splitlines()[:19]]
@@ -458,7 +550,13 @@ def test_vtab_shows_how_far_its_tasks_are(monkeypatch, capsys):
   assert 'svhn natural prepared as tfrecord, to be converted' in lines
   assert 'resisc45 specialized needs files by hand' in lines
   assert 'clevr_count structured to be downloaded, 2.00 GB' in lines
+  line = 'clevr_distance structured to be downloaded, with clevr_count'
+  assert line in lines
+  assert 'To be downloaded: 24.00 GB in all.' in text  # 16 sets, 4 are others
   assert 'Get the rar.' in text
+  assert 'by hand (TFDS' not in text  # the line above says it
+  assert 'h5py' in text
+  assert 'OpenCV' not in text
   assert '1 of the 19 tasks are ready' in text
 
   def fail(name):
@@ -488,8 +586,6 @@ def test_what_cannot_be_prepared_is_explained(tmp_path, data_dir, capsys):
     prepare.prepare('nowhere')
   with pytest.raises(ValueError, match='are local'):
     prepare.prepare('gs://bucket/photos')
-  with pytest.raises(ValueError, match='--from is for imagenet21k'):
-    prepare.prepare('cifar10', '/x')
 
 
 def test_the_command(tmp_path):
@@ -511,3 +607,6 @@ def test_the_command(tmp_path):
   assert failed.returncode == 1
   assert failed.stderr.splitlines()[-1].startswith('Error: ')
   assert 'does not exist' in failed.stderr
+  failed = run('digits', '--out=/x')
+  assert failed.returncode == 1
+  assert failed.stderr.startswith('Error: --out is for imagenet21k')

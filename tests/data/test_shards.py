@@ -1,4 +1,5 @@
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ def example(number, labels):
 def write(path, splits, many=False, num_classes=3, size=300):
   """Writes shards of two or three examples each; returns their Table."""
   path = epath.Path(path)
-  with shard_writer.folder(path, 'test'):
+  with shard_writer.folder(path, 'test', splits):
     parts = {}
     for split, rows in splits.items():
 
@@ -32,7 +33,7 @@ def write(path, splits, many=False, num_classes=3, size=300):
       parts[split] = tuple(w.shard for w in written)
     names = tuple('abc'[:num_classes]) if num_classes <= 3 else None
     table = shard_table.Table(num_classes, names, many, parts, 'test')
-    shard_writer.write_table(path, table, [('7.png', 'broken')])
+    shard_writer.write_table(path, table)
   return table
 
 
@@ -191,28 +192,101 @@ def test_a_rerun_writes_only_what_is_missing(folder, tmp_path):
   after = {f.name: f.stat().mtime for f in folder.glob('*.array_record')}
   changed = {name for name in times if times[name] != after[name]}
   assert changed <= {'train-00001.array_record'}
-  (folder / 'train-00001.array_record').unlink()
-  with pytest.raises(ValueError, match='has become another'):
-    write(folder, {'train': [example(i, [0, 1]) for i in range(7)]})
+
+
+def test_a_rerun_writes_the_shards_of_changed_files(folder):
+  def write_train(stamps, is_bad):
+    def examples(position):
+      for i in range(0 if position is None else position + 1, 7):
+        record = None if is_bad(i) else example(i, [0]).record
+        yield shard_writer.Example(i, f'{i}', record, 'bad', stamps[i])
+
+    def now(position, end):
+      return stamps[0 if position is None else position + 1 : end + 1]
+
+    with shard_writer.folder(folder / 'x', 'test', ['train']):
+      split = shard_writer.write_split(
+        folder / 'x', 'train', examples, 300, now
+      )
+      return list(split)
+
+  stamps = list('abcdefg')
+  first = write_train(stamps, lambda i: i == 1)
+  assert first[0].bad == [('1', 'bad')]
+  assert write_train(stamps, lambda i: False) == first
+  (folder / 'x' / 'dataset.json').write_text('{}')
+  again = write_train(['a', 'B', *stamps[2:]], lambda i: False)
+  assert not (folder / 'x' / 'dataset.json').exists()
+  assert again[0].bad == []
+  assert again[0].end == first[0].end  # so that the others stay
+  assert again[0].shard.num_examples == first[0].shard.num_examples + 1
+  assert again[1:] == first[1:]
+
+
+@pytest.mark.parametrize('split', ['/tmp/x', '../x', 'my split', '', 'all'])
+def test_no_split_is_written_elsewhere(tmp_path, split):
+  with pytest.raises(ValueError, match='cannot be packed: a name is 1 to 100'):
+    write(tmp_path / 's', {'train': [example(0, [0])], split: []})
+  assert not (tmp_path / 's').exists()
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+  (tmp_path / 'file').write_text('x')
+  with pytest.raises(ValueError, match=r'--out=.*file is a file; give a'):
+    write(tmp_path / 'file', {'train': [example(0, [0])]})
+  for path in (tmp_path / 'file' / 'x', '/proc/x'):
+    with pytest.raises(ValueError, match=r'--out=.*x cannot be written'):
+      write(path, {'train': [example(0, [0])]})
+
+
+def test_a_dataset_json_of_others_is_no_table(folder, tmp_path):
+  other = epath.Path(tmp_path / 'photos')
+  other.mkdir()
+  for text in ('{"name": "cats", "format": "jpeg"}', '[' * 10**5, '\0'):
+    (other / 'dataset.json').write_text(text)
+    assert not shards.is_prepared(other)
+    with (
+      pytest.raises(ValueError, match='is not empty'),
+      shard_writer.folder(other, 'test', ['train']),
+    ):
+      pass
+  (other / '.packing').mkdir()
+  assert shards.is_prepared(other)
+
+
+def test_notes_that_are_damaged_are_written_again(folder):
+  rows = [example(i, [i % 3]) for i in range(10)]
+  before = (folder / 'dataset.json').read_bytes()
+  (folder / '.packing' / 'train-00001.json').write_text('[' * 10**5)
+  write(folder, {'train': rows[:7], 'val': rows[7:]})
+  assert (folder / 'dataset.json').read_bytes() == before
+
+
+def test_without_array_record_the_error_says_what_to_install(
+  folder, monkeypatch
+):
+  monkeypatch.setitem(sys.modules, 'array_record.python', None)
+  with pytest.raises(ValueError, match=r"pip install -e '.\[data\]'"):
+    shards.load(folder, 'train')
 
 
 def test_a_folder_of_something_else_is_left_alone(folder, tmp_path):
   with (
     pytest.raises(ValueError, match='has another data set'),
-    shard_writer.folder(folder, 'another'),
+    shard_writer.folder(folder, 'another', ['train']),
   ):
     pass
   (tmp_path / 'mine').mkdir()
   (tmp_path / 'mine' / 'thesis.txt').write_text('x')
   with (
     pytest.raises(ValueError, match='is not empty'),
-    shard_writer.folder(epath.Path(tmp_path / 'mine'), 'test'),
+    shard_writer.folder(epath.Path(tmp_path / 'mine'), 'test', ['train']),
   ):
     pass
   with (
-    shard_writer.folder(folder, 'test'),
+    shard_writer.folder(folder, 'test', ['train']),
     pytest.raises(ValueError, match='another process'),
-    shard_writer.folder(folder, 'test'),
+    shard_writer.folder(folder, 'test', ['train']),
   ):
     pass
 

@@ -108,14 +108,10 @@ def _is_path(dataset):
 def _open(dataset, split, class_names):
   if dataset in DATASETS:
     row = DATASETS[dataset]
-    if split not in row.splits:
-      for part in re.findall(r'\w+', split):
-        if part in row.splits:
-          raise ValueError(
-            f'split={split!r}: {part!r} stands for {row.splits[part]!r}; write '
-            'the range that you want of that.'
-          )
-    source = row.source(row.splits.get(split, split))
+    try:
+      source = row.source(row.splits.get(split, split))
+    except ValueError as error:
+      raise ValueError(f'{error}{_hint(row, split)}') from None
     return Data(source, row.num_classes, None)
   path = epath.Path(dataset).expanduser()
   if not path.exists():
@@ -138,6 +134,15 @@ def _open(dataset, split, class_names):
   given = (path / 'classes.txt', epath.Path(f'{path}.classes.txt'))
   names_are_sorted = class_names is None and not any(p.exists() for p in given)
   return Data(source, found.num_classes, found.class_names, names_are_sorted)
+
+
+def _hint(row, split):
+  """Returns what further names in a split stand for, as ranges need that."""
+  return ''.join(
+    f' Here {name!r} stands for {row.splits[name]!r}.'
+    for name in re.findall(r'\w+', split)
+    if name in row.splits and split not in row.splits
+  )
 
 
 def _first_difference(packed, wanted):

@@ -1,27 +1,113 @@
 """Image files of one's own: a folder of class folders, or a manifest.
 
 Folder:     photos/cat/1.jpg, photos/dog/rex/7.PNG, ...: the first folder is the
-            class. photos/train/cat/1.jpg and photos/val/cat/2.jpg are splits.
+            class. photos/train/cat/1.jpg and photos/val/cat/2.jpg are splits,
+            'train', 'val' and 'test', also as Training, valid, validation and
+            testing. Without 'val', it is 'test' under another name.
 Manifest:   a .csv or .jsonl file of paths and labels, see `manifest`.
 
 Where there are no splits, each image is in 'train' or, every tenth by a hash of
-its path, in 'val'; images that are added later do not move the others. 'all' is
+its path, in 'val'. Of a class of two images or more where that is none, 'val'
+has the one with the lowest hash (where images have many labels: of the whole
+set). Images that are added later do not move others but that one. 'all' is
 every image. Classes are in the order of their names, or of the lines of
 `classes.txt` in the folder (`MANIFEST.classes.txt` of a manifest).
 """
 
+import array
 import concurrent.futures
 import functools
 import hashlib
 import os
 
 import numpy as np
-from etils import epath
 
-from vit_jax.data import images, manifest, splits, tf
+from vit_jax.data import classes, folders, images, manifest, splits, tf
 
-_SPLITS = ('train', 'val', 'valid', 'validation', 'test')
 _VAL_EVERY = 10
+
+
+class Table:
+  """Rows of `Files`, read one by one into a few arrays.
+
+  14 million of them take 1 GB; as objects of Python it would be ten.
+
+  Attributes:
+    paths: bytearray, one behind the other.
+    path_ends: int64 [n + 1].
+    labels: int32, of all images.
+    label_ends: int64 [n + 1].
+  """
+
+  def __init__(self, rows):
+    self.paths, path_ends = bytearray(), array.array('q', [0])
+    labels, label_ends = array.array('i'), array.array('q', [0])
+    hashes, splits = array.array('Q'), array.array('I')
+    self._split_names = {None: 0}
+    for split, path, row_labels in rows:
+      self.paths += os.fsencode(path)
+      path_ends.append(len(self.paths))
+      labels.extend(row_labels)
+      label_ends.append(len(labels))
+      split = split or None
+      hashes.append(0 if split else _hash(path))
+      splits.append(self._split_names.setdefault(split, len(self._split_names)))
+    self.path_ends = np.frombuffer(path_ends, np.int64)
+    self.label_ends = np.frombuffer(label_ends, np.int64)
+    self.labels, self._hashes, self._splits = (
+      np.frombuffer(x, kind) if x else np.zeros(0, kind)
+      for x, kind in (
+        (labels, np.int32), (hashes, np.uint64), (splits, np.uint32)
+      )
+    )  # fmt: skip
+
+  def __len__(self):
+    return len(self._splits)
+
+  def splits(self, labels):
+    """Returns a dict from names to indices of images, int64 [n], in order.
+
+    Args:
+      labels: int32 [n], of which each has to be in 'val', or None.
+    """
+    names, chosen = dict(self._split_names), self._splits.copy()
+    free = chosen == 0
+    if free.any():
+      train, val = (names.setdefault(x, len(names)) for x in ('train', 'val'))
+      held_out = _held_out(
+        self._hashes[free],
+        np.zeros(free.sum(), np.int32) if labels is None else labels[free],
+      )
+      chosen[free] = np.where(held_out, val, train)
+    ends = np.bincount(chosen, minlength=len(names)).cumsum()
+    parts = np.split(np.argsort(chosen, kind='stable'), ends[:-1])
+    found = zip(names, parts, strict=True)
+    return {name: part for name, part in found if len(part)}
+
+
+def _held_out(hashes, groups):
+  """Returns which images are in 'val', bool [n]: every tenth by its hash.
+
+  In a group (of one label) of two images or more where that is none, it is the
+  one with the lowest hash. The order of the images does not matter.
+
+  Args:
+    hashes: uint64 [n].
+    groups: int32 [n].
+  """
+  held_out = hashes % _VAL_EVERY == 0
+  size = groups.max() + 1
+  lowest = np.full(size, np.iinfo(np.uint64).max)
+  highest = np.zeros(size, np.uint64)
+  np.minimum.at(lowest, groups, hashes)
+  np.maximum.at(highest, groups, hashes)  # the lowest: one path, many times
+  lacking = (lowest < highest) & ~np.isin(np.arange(size), groups[held_out])
+  return held_out | (lacking[groups] & (hashes == lowest[groups]))
+
+
+def _hash(path):
+  digest = hashlib.blake2b(os.fsencode(path), digest_size=8).digest()
+  return int.from_bytes(digest, 'big')
 
 
 class Files:
@@ -38,39 +124,28 @@ class Files:
     """Sorts what was found; see `load`.
 
     Args:
-      rows: iterable of (split or None, path, labels), labels a list of ints.
+      rows: iterable of (split or None, path, labels), labels a list of ints; or
+        a `Table` of them.
       class_names: see above.
       num_classes: C.
       root: the folder that paths are relative to.
       many_labels: whether an image may have any number of labels, even if each
         of these has one.
     """
+    table = rows if isinstance(rows, Table) else Table(rows)
     self.class_names, self.num_classes = class_names, num_classes
-    paths, path_ends, labels, label_ends, in_split = [], [], [], [], {}
-    end = 0
-    for number, (split, path, row_labels) in enumerate(rows):
-      encoded = os.fsencode(path)
-      paths.append(encoded)
-      end += len(encoded)
-      path_ends.append(end)
-      labels.extend(row_labels)
-      label_ends.append(len(labels))
-      name = split or ('val' if _is_val(path) else 'train')
-      in_split.setdefault(name, []).append(number)
-    # One string, not millions of them: 14 million paths take under 1 GB.
-    self._root, self._paths = root, b''.join(paths)
-    self._path_ends = np.array([0, *path_ends], np.int64)
-    self._labels = np.array(labels, np.int32)
-    self._label_ends = np.array([0, *label_ends], np.int64)
-    one_each = np.array_equal(label_ends, np.arange(1, len(label_ends) + 1))
+    self._root, self._paths = root, table.paths
+    self._path_ends, self._labels = table.path_ends, table.labels
+    self._label_ends = table.label_ends
+    one_each = np.array_equal(self._label_ends, np.arange(len(table) + 1))
     self.has_many_labels = many_labels or not one_each
-    self.splits = {k: np.array(v, np.int64) for k, v in in_split.items()}
-    self.splits.setdefault('all', np.arange(len(path_ends)))
+    self.splits = table.splits(None if self.has_many_labels else self._labels)
+    self.splits.setdefault('all', np.arange(len(table)))
 
   def path(self, index):
     """Returns the path of an image."""
     start, end = self._path_ends[index : index + 2]
-    return os.path.join(self._root, os.fsdecode(self._paths[start:end]))
+    return os.path.join(self._root, os.fsdecode(bytes(self._paths[start:end])))
 
   def labels(self, index):
     """Returns the labels of an image, int32 [n]."""
@@ -97,10 +172,13 @@ class FilesSource:
 
   def __init__(self, files, split):
     self._files = files
-    sizes = {name: len(rows) for name, rows in files.splits.items()}
+    named = dict(files.splits)
+    if 'train' in named and 'test' in named:  # what recipes evaluate is 'val'
+      named.setdefault('val', named['test'])
+    sizes = {name: len(rows) for name, rows in named.items()}
     self._rows = np.concatenate(
       [
-        files.splits[name][start:stop]
+        named[name][start:stop]
         for name, start, stop in splits.resolve(split, sizes)
       ]
     )
@@ -158,129 +236,44 @@ def load(path, class_names=None):
   Raises:
     ValueError: if there are no images, or no classes, or lines that are wrong.
   """
-  if path.endswith(manifest.EXTENSIONS):
-    files = _open_manifest(path, class_names)
-  else:
-    files = _open_folder(path, class_names)
-  if not len(files.splits['all']):
-    raise ValueError(
-      f'{path} has no images; {", ".join(images.EXTENSIONS)} files are read.'
-    )
-  return files
-
-
-def _open_folder(path, class_names):
+  if path.lower().endswith(manifest.EXTENSIONS):
+    return _open_manifest(path, class_names)
   if '://' in path:
     raise ValueError(
       f'{path} is a folder of single images far away; list them in a manifest '
       '(.csv, .jsonl), or pack them with `python -m vit_jax.data.prepare`.'
     )
-  folders = _subfolders(path)
-  if set(folders) <= set(_SPLITS) and 'train' in folders:
-    found = [
-      (split, os.path.join(path, split, name), name)
-      for split in folders
-      for name in _subfolders(os.path.join(path, split))
-    ]
-    tops = [os.path.join(path, split) for split in folders]
-  else:
-    found = [(None, os.path.join(path, name), name) for name in folders]
-    tops = [path]
-  for top in tops:
-    loose = [
-      n for n in os.listdir(top) if n.lower().endswith(images.EXTENSIONS)
-    ]
-    if loose:
-      raise ValueError(
-        f'{os.path.join(top, sorted(loose)[0])} is in no class folder; move it '
-        f'to {os.path.join(top, "CLASS", "")}, or list images and labels in a '
-        'manifest (.csv).'
-      )
-  listed = [
-    (split, name, list(images.walk(folder))) for split, folder, name in found
-  ]
-  class_names = (
-    class_names
-    or _read_classes(os.path.join(path, 'classes.txt'))
-    or tuple(sorted({name for _, name, paths in listed if paths}))
-  )
-  rows = (
-    (split, os.path.relpath(image, path), [number])
-    for split, name, paths in listed
-    if paths
-    for number in [_number(name, class_names, os.path.join(path, name))]
-    for image in paths
-  )
-  return Files(rows, class_names, len(class_names), path)
-
-
-def _subfolders(path):
-  try:
-    with os.scandir(path) as entries:
-      return sorted(
-        e.name for e in entries if e.is_dir() and not e.name.startswith('.')
-      )
-  except OSError as error:
-    raise ValueError(f'{path}: {error.strerror}.') from None
-
-
-def _number(name, class_names, where):
-  try:
-    return class_names.index(name)
-  except ValueError:
+  if os.path.isfile(path):
     raise ValueError(
-      f'{where}: {name!r} is not one of the {len(class_names)} classes '
-      f'({", ".join(class_names[:5])}, ...); the classes are those of the '
-      'training set, or of classes.txt.'
-    ) from None
-
-
-def _read_classes(path):
-  path = epath.Path(path)
-  if not path.exists():
-    return None
-  lines = path.read_text().splitlines()
-  names = tuple(line.strip() for line in lines if line.strip())
-  if len(set(names)) != len(names):
-    raise ValueError(f'{path} names a class twice; each line is one class.')
-  return names
+      f'{path} is a file that is not read; give a manifest '
+      f'({", ".join(manifest.EXTENSIONS)}; commas between columns) or a '
+      'folder of class folders.'
+    )
+  table, class_names = folders.open_folder(path, class_names, Table)
+  if not len(table):
+    raise ValueError(
+      f'{path} has no images; {", ".join(images.EXTENSIONS)} files are read.'
+    )
+  return Files(table, class_names, len(class_names), path)
 
 
 def _open_manifest(path, class_names):
-  rows = list(manifest.rows(path))
-  named = {isinstance(label, str) for row in rows for label in row.labels}
-  class_names = class_names or _read_classes(f'{path}.classes.txt')
-  if len(named) == 2:
-    raise ValueError(f'{path} has names and numbers as labels; use one kind.')
-  if named == {True}:
-    class_names = class_names or tuple(
-      sorted({label for row in rows for label in row.labels})
+  class_names = class_names or classes.read(f'{path}.classes.txt')
+  known = classes.Classes(class_names)
+  many = False
+
+  def rows():
+    nonlocal many
+    for row in manifest.rows(path):
+      many |= row.many
+      where = f'{path}, line {row.line}'
+      labels = [known.number(label, where) for label in row.labels]
+      yield row.split, row.path, labels
+
+  table = Table(rows())
+  if not len(table):
+    raise ValueError(
+      f'{path} lists no images; write one a line, its path and its label.'
     )
-    numbers = {name: number for number, name in enumerate(class_names)}
-    rows = [
-      row._replace(
-        labels=[
-          numbers[name]
-          if name in numbers
-          else _number(name, class_names, f'{path}, line {row.line}')
-          for name in row.labels
-        ]
-      )
-      for row in rows
-    ]
-  largest = max((label for row in rows for label in row.labels), default=-1)
-  num_classes = len(class_names) if class_names else largest + 1
-  for row in rows:
-    bad = [label for label in row.labels if not 0 <= label < num_classes]
-    if bad:
-      raise ValueError(
-        f'{path}, line {row.line}: label {bad[0]} is not in [0, {num_classes}).'
-      )
-  many = any(row.many for row in rows)
-  rows = ((row.split, row.path, row.labels) for row in rows)
-  return Files(rows, class_names, num_classes, os.path.dirname(path), many)
-
-
-def _is_val(path):
-  digest = hashlib.blake2b(os.fsencode(path), digest_size=8).digest()
-  return int.from_bytes(digest, 'big') % _VAL_EVERY == 0
+  class_names, num_classes = known.finish(table.labels, path)
+  return Files(table, class_names, num_classes, os.path.dirname(path), many)

@@ -3,10 +3,13 @@
 Training reads JPEG and PNG; this reads what people have.
 """
 
+import contextlib
 import io
 import os
 import re
+import stat
 import sys
+import threading
 import warnings
 
 import numpy as np
@@ -15,12 +18,22 @@ from etils import epath
 from vit_jax.data import preprocess, tf
 
 # Of files in folders; a file that is named itself may have any.
-EXTENSIONS = ('.bmp', '.gif', '.jpeg', '.jpg', '.png', '.webp')
+EXTENSIONS = (
+  '.bmp', '.gif', '.jfif', '.jpe', '.jpeg', '.jpg', '.png', '.webp'
+)  # fmt: skip
 # Pillow opens many more, EPS by starting a program.
 _FORMATS = ('BMP', 'GIF', 'JPEG', 'PNG', 'WEBP')
 _MAX_ASPECT_RATIO = 200
 _MAX_BYTES = 2**30
 _ORIENTATION_TAG = 0x0112  # EXIF
+# From an orientation to the Pillow Transpose that turns it upright.
+_TURNS = {
+  2: 'FLIP_LEFT_RIGHT', 3: 'ROTATE_180', 4: 'FLIP_TOP_BOTTOM', 5: 'TRANSPOSE',
+  6: 'ROTATE_270', 7: 'TRANSVERSE', 8: 'ROTATE_90',
+}  # fmt: skip
+# Pillow takes about 8 bytes a pixel; of larger ones, it has one at a time.
+_MANY_PIXELS = 20_000_000
+_many_pixels = threading.Lock()
 
 
 def find(paths):
@@ -47,27 +60,29 @@ def find(paths):
     yield from images
 
 
-def walk(folder, parents=()):
+def walk(folder, parents=(), on_error=None):
   """Yields the paths of one folder's images, in the order of `find`.
 
   Args:
     folder: its path.
     parents: real paths of the folders that it was reached through.
+    on_error: function (folder, OSError) to call of a folder that cannot be
+      listed, which is yielded otherwise.
   """
   parents = (*parents, os.path.realpath(folder))
   images, subfolders = [], []
   try:
     with os.scandir(folder) as entries:
       for entry in entries:
-        # DirEntry.is_dir raises on a link to itself, isdir does not.
-        is_folder = os.path.isdir if entry.is_symlink() else os.DirEntry.is_dir
         if entry.name.startswith('.'):  # of the system, not the user
           continue
         if is_folder(entry):
           subfolders.append(entry.name)
         elif entry.name.lower().endswith(EXTENSIONS):
           images.append(entry.name)
-  except OSError:
+  except OSError as error:
+    if on_error is not None:
+      on_error(folder, error)
     yield folder
     return
   images.sort()
@@ -76,7 +91,13 @@ def walk(folder, parents=()):
   for name in sorted(subfolders):
     subfolder = os.path.join(folder, name)
     if os.path.realpath(subfolder) not in parents:  # a link may lead back
-      yield from walk(subfolder, parents)
+      yield from walk(subfolder, parents, on_error)
+
+
+def is_folder(entry):
+  """Returns whether an os.DirEntry is a folder, or a link to one."""
+  # DirEntry.is_dir raises on a link to itself, isdir does not.
+  return os.path.isdir(entry) if entry.is_symlink() else entry.is_dir()
 
 
 def read(path):
@@ -90,11 +111,21 @@ def read(path):
   """
   path = os.fspath(path)
   if '://' in path:
-    return standard(epath.Path(path).read_bytes())
+    path = epath.Path(path)
+    _check_num_bytes(path.stat().length)
+    return standard(path.read_bytes())
+  status = os.stat(path)
+  # To open a pipe may wait for ever; to open a folder says that it is one.
+  if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+    raise ValueError('it is a pipe, socket or device, not a file')
+  _check_num_bytes(status.st_size)
   with open(path, 'rb') as file:
-    if os.fstat(file.fileno()).st_size > _MAX_BYTES:
-      raise ValueError(f'the file is larger than {_MAX_BYTES:,} bytes')
-    return standard(file.read())
+    return standard(file.read(status.st_size))
+
+
+def _check_num_bytes(size):
+  if size > _MAX_BYTES:
+    raise ValueError(f'the file is larger than {_MAX_BYTES:,} bytes')
 
 
 def standard(encoded):
@@ -103,16 +134,17 @@ def standard(encoded):
   JPEG and PNG are returned as they are: the recipe decodes them, and gets the
   pixels of the training pipeline. What TensorFlow does not decode, or not as it
   looks, becomes a PNG of its pixels: other formats, CMYK, transparent parts
-  (over white), images that EXIF says to turn. Of animations it is the first
-  picture.
+  (over white), PNGs that EXIF says to turn. Of animations it is the first
+  picture. A JPEG to turn, as of most phones, becomes another JPEG (quality 95,
+  full colour): a PNG of a photo takes several times the time and the bytes.
 
   Args:
     encoded: bytes of a BMP, GIF, JPEG, PNG or WebP file.
 
   Raises:
-    Exception: of any type, if the image cannot be read. An image of more than
-      178,956,970 pixels is not. Damage beyond the header of a JPEG or PNG shows
-      when the recipe decodes it.
+    Exception: of any type, if the image cannot be read. One of more than
+      `preprocess.MAX_PIXELS` is not. Damage beyond the header of a JPEG or PNG
+      may show only when the recipe decodes it.
   """
   if not encoded:
     raise ValueError('the file is empty')
@@ -129,18 +161,33 @@ def standard(encoded):
         f'not an image ({", ".join(_FORMATS)}), or its start is damaged'
       ) from None
     _check_size(image.width, image.height)
-    orientation = _orientation(image)
+    turn = _TURNS.get(_orientation(image))
     ordinary = _is_ordinary(image)
-    if ordinary and orientation == 1:
+    if ordinary and turn is None:
       return encoded
-    if ordinary:
-      pixels = preprocess.decode()(tf.constant(encoded), None)
-    else:
-      pixels = _to_rgb(image)
-    upright = np.ascontiguousarray(_turned(pixels, orientation))
-    png = io.BytesIO()
-    Image.fromarray(upright).save(png, 'PNG', compress_level=1)
-    return png.getvalue()
+    large = image.width * image.height > _MANY_PIXELS
+    with _many_pixels if large else contextlib.nullcontext():
+      if ordinary and image.format == 'PNG':
+        pixels = preprocess.decode()(tf.constant(encoded), None)
+        image = Image.fromarray(np.asarray(pixels))
+      elif not ordinary:
+        image = _to_rgb(image)
+      return _encoded(image, turn, 'PNG' if image.format is None else 'JPEG')
+
+
+def _encoded(image, turn, kind):
+  """Returns the bytes of a Pillow image, upright and without metadata."""
+  from PIL import Image
+
+  if turn is not None:
+    image = image.transpose(Image.Transpose[turn])
+  image.info = {}
+  stream = io.BytesIO()
+  if kind == 'JPEG':
+    image.save(stream, kind, quality=95, subsampling=0)
+  else:
+    image.save(stream, kind, compress_level=1)
+  return stream.getvalue()
 
 
 def in_words(error):
@@ -209,14 +256,15 @@ def _is_ordinary(image):
 
 
 def _to_rgb(image):
-  """Returns uint8 [height, width, 3] of a Pillow image."""
+  """Returns a Pillow image in RGB, of what is transparent over white."""
   from PIL import Image
 
-  if image.has_transparency_data:
-    image = image.convert('RGBA')
-    white = Image.new('RGBA', image.size, 'white')
-    image = Image.alpha_composite(white, image)
-  return np.asarray(image.convert('RGB'))
+  if not image.has_transparency_data:
+    return image.convert('RGB')
+  rgb = Image.new('RGB', image.size, 'white')
+  image = image if image.mode == 'RGBA' else image.convert('RGBA')
+  rgb.paste(image, mask=image)
+  return rgb
 
 
 def _orientation(image):
@@ -225,15 +273,3 @@ def _orientation(image):
     return image.getexif().get(_ORIENTATION_TAG, 1)
   except Exception:  # damaged EXIF says nothing about the pixels
     return 1
-
-
-def _turned(pixels, orientation):
-  """Returns pixels [height, width, 3] the way up that EXIF says."""
-  pixels = np.asarray(pixels)
-  if orientation in (5, 6, 7, 8):
-    pixels = pixels.swapaxes(0, 1)
-  if orientation in (3, 4, 7, 8):
-    pixels = pixels[::-1]
-  if orientation in (2, 3, 6, 7):
-    pixels = pixels[:, ::-1]
-  return pixels

@@ -10,11 +10,13 @@ optional.
 import csv
 import io
 import json
+import re
 from typing import NamedTuple
 
 from etils import epath
 
 EXTENSIONS = ('.csv', '.jsonl')
+_NUMBER = re.compile(r'0|-?[1-9][0-9]{0,99}')  # '01' is another text than '1'
 
 
 class Row(NamedTuple):
@@ -41,7 +43,7 @@ def rows(path):
   Raises:
     ValueError: naming the line, on anything that cannot be understood.
   """
-  read = _csv_rows if path.endswith('.csv') else _jsonl_rows
+  read = _csv_rows if path.lower().endswith('.csv') else _jsonl_rows
   try:
     with _open(path) as file:
       for line, row in read(file, path):
@@ -70,6 +72,11 @@ def _row(line, row, where):
   for name, value in dict(path=path, split=split or '').items():
     if not isinstance(value, str) or '\0' in value:
       raise ValueError(f'{where}: {name} is not a text.')
+  if split and (not re.fullmatch(r'\w{1,100}', split) or split == 'all'):
+    raise ValueError(
+      f'{where}: split={split[:100]!r} is no name of a split; use up to 100 '
+      "letters, digits and '_', but not 'all', which is every image."
+    )
   if not path:
     raise ValueError(f'{where}: path is empty.')
   if not isinstance(labels, list):
@@ -82,19 +89,28 @@ def _row(line, row, where):
 
 
 def _csv_rows(file, path):
-  del path
-  reader = csv.DictReader(file)
+  reader = csv.DictReader(file, skipinitialspace=True)
+  if not reader.fieldnames:
+    return
+  columns = reader.fieldnames = [name.strip() for name in reader.fieldnames]
+  if 'path' not in columns or ('label' in columns) == ('labels' in columns):
+    raise ValueError(
+      f'{path}: its columns are {", ".join(map(repr, columns))}; it needs path '
+      'and either label or labels, named in the first line, commas between.'
+    )
   for row in reader:
     if row.get('labels') is not None:
       row['labels'] = [_int_or_name(x) for x in row['labels'].split(';') if x]
     if row.get('label') is not None:
       row['label'] = _int_or_name(row['label'])
+    if row.get('split'):
+      row['split'] = row['split'].strip()
     yield reader.line_num, row
 
 
 def _int_or_name(text):
   text = text.strip()
-  return int(text) if text.removeprefix('-').isdecimal() else text
+  return int(text) if _NUMBER.fullmatch(text) else text
 
 
 def _jsonl_rows(file, path):
@@ -103,7 +119,7 @@ def _jsonl_rows(file, path):
       continue
     try:
       row = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
       row = None
     if not isinstance(row, dict):
       raise ValueError(f'{path}, line {line}: it is not a JSON object.')

@@ -6,6 +6,8 @@ Starting at any step therefore costs the same, and the batches do not depend on
 the number of processes.
 """
 
+import textwrap
+
 import jax
 import numpy as np
 from absl import logging
@@ -88,6 +90,13 @@ class TrainData:
       drop=drop,
     )
     data = self._examples.data
+    if data.class_names and len(data.class_names) < 2:
+      raise ValueError(
+        f'config.train.dataset={dataset!r} has a single class, '
+        f'{data.class_names[0]!r}, and there is nothing to learn from it; each '
+        'class is a folder of its own. If it is a part of other classes, list '
+        'them all in classes.txt.'
+      )
     self.num_examples = len(data.source)
     self.num_classes, self.class_names = data.num_classes, data.class_names
     self.image_shape = self._examples.image_shape
@@ -121,6 +130,15 @@ class TrainData:
     yield from self._examples.batches(
       locate, spec, start_step, 2**40, self._next_good
     )
+
+  def summary(self):
+    """Returns what it is in words: '537 images, 2 classes (cat, dog)'."""
+    text = f'{self.num_examples:,} images'
+    if not self.class_names:
+      return text
+    listed = ', '.join(self.class_names)
+    listed = textwrap.shorten(listed, 100, placeholder=' ...')
+    return f'{text}, {self.num_classes} classes ({listed})'
 
   def news(self):
     """Returns lines that name bad examples, those since the last call."""

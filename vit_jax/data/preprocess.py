@@ -16,11 +16,9 @@ Add an op: one function, and its name in OPS.
 import ast
 
 from vit_jax import names
-from vit_jax.data import augment, tf
+from vit_jax.data import augment, decoding, tf
 
-# Of an image that is decoded, 360 MB; phones make up to 108 million.
-MAX_PIXELS = 120_000_000
-_LARGE = 20_000_000  # pixels, whose floats take a lot of memory
+MAX_PIXELS = decoding.MAX_PIXELS
 
 
 def parse(recipe, field):
@@ -39,7 +37,7 @@ def parse(recipe, field):
   def preprocess(image, seed):
     for position, op in enumerate(ops):
       image = op(image, _seed_of_op(seed, position))
-    return _decoded(image)
+    return decoding.decoded(image)
 
   return preprocess
 
@@ -80,7 +78,7 @@ def _parse_op(text, field):
 
 def decode():
   """Decodes to RGB; ops do this by themselves."""
-  return lambda image, seed: _decoded(image)
+  return lambda image, seed: decoding.decoded(image)
 
 
 def inception_crop(size, area_min=0.05, area_max=1.0):
@@ -110,7 +108,7 @@ def inception_crop(size, area_min=0.05, area_max=1.0):
     return tf.concat([begin[:2], extent[:2]], 0)
 
   def op(image, seed):
-    return _resize(_crop(image, lambda shape: crop(shape, seed)), size)
+    return _resize(decoding.crop(image, lambda shape: crop(shape, seed)), size)
 
   return op
 
@@ -120,7 +118,7 @@ def resize(size, width=None):
   _check_size(size)
   if width is not None:
     _check_size(width)
-  return lambda image, seed: _resize(_decoded(image), size, width)
+  return lambda image, seed: _resize(decoding.decoded(image), size, width)
 
 
 def resize_small(size):
@@ -129,10 +127,10 @@ def resize_small(size):
 
   def op(image, seed):
     del seed
-    image = _decoded(image)
+    image = decoding.decoded(image)
     shape = tf.cast(tf.shape(image)[:2], tf.float32)
     scaled = tf.round(shape * size / tf.reduce_min(shape))
-    return _scaled(image, tf.cast(scaled, tf.int32))
+    return decoding.scaled(image, tf.cast(scaled, tf.int32))
 
   return op
 
@@ -161,7 +159,9 @@ def random_crop(size, padding=0):
 
   def op(image, seed):
     if padding:
-      image = tf.pad(_decoded(image), [[padding] * 2, [padding] * 2, [0, 0]])
+      image = tf.pad(
+        decoding.decoded(image), [[padding] * 2, [padding] * 2, [0, 0]]
+      )
     # 2**24 steps are more than any image has rows; modulo is fair enough.
     place = tf.random.stateless_uniform([2], seed, 0, 2**24, tf.int32)
     return _crop_square(image, size, lambda spare: place % (spare + 1))
@@ -173,7 +173,9 @@ def flip_lr():
   """Mirrors left and right with probability 1/2."""
 
   def op(image, seed):
-    return tf.image.stateless_random_flip_left_right(_decoded(image), seed)
+    return tf.image.stateless_random_flip_left_right(
+      decoding.decoded(image), seed
+    )
 
   return op
 
@@ -181,7 +183,7 @@ def flip_lr():
 def randaugment(num_layers=2, magnitude=10):
   """Random distortions, see `augment.randaugment`."""
   op = augment.randaugment(num_layers, magnitude)
-  return lambda image, seed: op(_decoded(image), seed)
+  return lambda image, seed: op(decoding.decoded(image), seed)
 
 
 OPS = {
@@ -201,70 +203,6 @@ def _check_size(size):
     raise TypeError(f'size={size!r} is not a positive number of pixels')
 
 
-def _is_encoded(image):
-  return image.dtype == tf.string
-
-
-def _checked(condition, text):
-  """Within it, ops run only if a condition holds, or the text is an error."""
-  check = tf.debugging.Assert(condition, [text])
-  # Eager execution has raised already, and has nothing to depend on.
-  return tf.control_dependencies([] if check is None else [check])
-
-
-def _decoded(image):
-  """Returns uint8 [height, width, 3], decoding the image if it is encoded."""
-  if not _is_encoded(image):
-    return image
-
-  def of_jpeg():
-    with _checked_size(tf.io.extract_jpeg_shape(image)):
-      return tf.io.decode_jpeg(image, channels=3)
-
-  def of_png():
-    # Of what is no PNG the decoder says so.
-    header = tf.strings.substr(tf.strings.join([image, bytes(24)]), 16, 8)
-    shape = tf.io.decode_raw(header, tf.int32, little_endian=False)
-    with _checked_size(shape):
-      return tf.io.decode_png(image, channels=3)
-
-  image = tf.cond(tf.io.is_jpeg(image), of_jpeg, of_png)
-  return tf.ensure_shape(image, [None, None, 3])
-
-
-def _checked_size(shape):
-  """Within it, an image is decoded only if it is no decompression bomb."""
-  size = tf.reduce_prod(tf.cast(shape[:2], tf.int64))
-  return _checked(
-    size <= MAX_PIXELS,
-    f'The image has more than {MAX_PIXELS:,} pixels, the most that is decoded.',
-  )
-
-
-def _crop(image, window):
-  """Returns the cut-out; of a JPEG, only that part is decoded.
-
-  Args:
-    image: encoded or not.
-    window: function from its shape, int32 [3], to [top, left, height, width].
-  """
-
-  def of_jpeg():
-    shape = tf.io.extract_jpeg_shape(image)
-    with _checked_size(shape):
-      box = window(shape)
-    return tf.io.decode_and_crop_jpeg(image, box, channels=3)
-
-  def of_any():
-    pixels = _decoded(image)
-    top, left, height, width = tf.unstack(window(tf.shape(pixels)))
-    return pixels[top : top + height, left : left + width]
-
-  if not _is_encoded(image):
-    return of_any()
-  return tf.cond(tf.io.is_jpeg(image), of_jpeg, of_any)
-
-
 def _crop_square(image, size, corner):
   """Returns a cut-out [size, size, 3].
 
@@ -277,35 +215,18 @@ def _crop_square(image, size, corner):
     f'An image is smaller than its crop of {size} pixels; put '
     f'resize_small({size}) before the crop.'
   )
-  if not _is_encoded(image) and any(
+  if not decoding.is_encoded(image) and any(
     side is not None and side < size for side in image.shape[:2]
   ):
     raise ValueError(too_small)
 
   def window(shape):
     spare = shape[:2] - size
-    with _checked(tf.reduce_min(spare) >= 0, too_small):
+    with decoding.checked(tf.reduce_min(spare) >= 0, too_small):
       return tf.concat([corner(spare), [size, size]], 0)
 
-  return tf.ensure_shape(_crop(image, window), [size, size, 3])
+  return tf.ensure_shape(decoding.crop(image, window), [size, size, 3])
 
 
 def _resize(image, size, width=None):
-  return _scaled(image, [size, width or size])
-
-
-def _scaled(image, shape):
-  """Returns an image in another size, by bilinear interpolation."""
-
-  def as_floats():
-    # The kernel for floats takes half the time of the one for bytes, and gives
-    # the same.
-    return tf.image.resize(tf.cast(image, tf.float32), shape)
-
-  def as_bytes():
-    return tf.image.resize(image, shape)
-
-  is_large = tf.size(image) > 3 * _LARGE
-  image = tf.cond(is_large, as_bytes, as_floats)
-  # It does not leave [0, 255]; the cast truncates.
-  return tf.cast(image + 0.5, tf.uint8)
+  return decoding.scaled(image, [size, width or size])

@@ -51,6 +51,22 @@ class Table(NamedTuple):
   source: str | None = None
 
 
+def is_table(path):
+  """Returns whether a folder's dataset.json may be a table of shards.
+
+  Other programs write files of that name; what is wrong with it, `read` says.
+  """
+  file = path / NAME
+  if not file.exists():  # to open it at gs:// would raise what is no OSError
+    return False
+  try:
+    with file.open('rb') as table:
+      text = table.read(_MAX_TABLE_BYTES)
+  except OSError:
+    return False
+  return b'"format"' in text and b'"splits"' in text
+
+
 def read(path):
   """Returns the Table of a folder, an `epath.Path`; raises ValueError."""
   file = path / NAME
@@ -72,6 +88,15 @@ def read(path):
     return _table(json.loads(text))
   except (ValueError, RecursionError) as error:
     raise ValueError(f'{file}: {error} {again(path)}') from None
+
+
+def check_split(name):
+  """Raises ValueError if no files can be named after a split."""
+  if name == 'all' or not re.fullmatch('[A-Za-z0-9_]{1,100}', name):
+    raise ValueError(
+      f'split={name!r} cannot be packed: a name is 1 to 100 of A-Z, a-z, 0-9 '
+      "and _, and not 'all', which is every split; rename it."
+    )
 
 
 def again(path):

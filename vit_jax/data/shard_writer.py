@@ -1,12 +1,13 @@
 """Writes shards, so that it may be killed at any moment and be run again.
 
 Besides the shards, the folder `.packing` has a small file for each shard that
-is whole: from where to where it goes, what was left out. A rerun skips those,
-writes again any whose shard is gone or cut short, and goes on behind the last;
-what it writes is the same, byte for byte, as without the kill.
+is whole: where it ends, what was left out. A rerun skips those, writes again
+any whose shard is gone or cut short or whose files have changed since, and goes
+on behind the last; without changes all is, byte for byte, as without the kill.
 """
 
 import contextlib
+import functools
 import json
 import os
 import pathlib
@@ -36,12 +37,14 @@ class Example(NamedTuple):
     name: what to call it.
     record: bytes as `shards.make_example` gives them, or None if it is bad.
     reason: why it is bad, or None.
+    stamp: what differs when its file has changed.
   """
 
   position: Any
   name: str
   record: bytes | None
   reason: str | None = None
+  stamp: str = ''
 
 
 class Written(NamedTuple):
@@ -52,30 +55,35 @@ class Written(NamedTuple):
     end: position of its last example.
     bad: names and reasons of what was left out of it.
     is_last: whether it is the last of its split.
-    checksum: CRC-32 of its records; array_record pads files, so that their
-      sizes tell little.
+    stamp: CRC-32 of the stamps of all its examples, bad ones too.
   """
 
   shard: shard_table.Shard
   end: Any
   bad: Sequence[tuple[str, str]]
   is_last: bool
-  checksum: int
+  stamp: int
 
 
 @contextlib.contextmanager
-def folder(path, source):
+def folder(path, source, splits):
   """Makes a folder ready to write shards to, and keeps others from it.
 
   Args:
     path: epath.Path, local or gs://.
     source: str that tells this data set, and how it is packed, from others.
+    splits: names of all splits that will be written.
 
   Raises:
-    ValueError: if there is anything else in it, or another process writes it.
+    ValueError: if there is anything else in it, another process writes it, it
+      cannot be made, or a split's name cannot be part of a file's.
   """
+  for split in splits:
+    shard_table.check_split(split)
   state = path / shard_table.STATE
-  if (path / shard_table.NAME).exists():
+  if path.exists() and not path.is_dir():
+    raise ValueError(f'--out={path} is a file; give a folder.')
+  if shard_table.is_table(path):
     _check_source(path, shard_table.read(path).source, source)
   elif (state / 'source.json').exists():
     _check_source(path, _read_json(state / 'source.json'), source)
@@ -84,8 +92,14 @@ def folder(path, source):
       f'--out={path} is not empty, and nothing in it is from a packing; give '
       'another folder.'
     )
-  state.mkdir(parents=True, exist_ok=True)
-  _write_json(state / 'source.json', source)
+  try:
+    state.mkdir(parents=True, exist_ok=True)
+    _write_json(state / 'source.json', source)
+  except OSError as error:
+    raise ValueError(
+      f'--out={path} cannot be written: {error.strerror or error}; give '
+      'another folder.'
+    ) from None
   with _lock(state):
     yield
 
@@ -93,12 +107,13 @@ def folder(path, source):
 def _check_source(path, found, source):
   if found != source:
     raise ValueError(
-      f'--out={path} has another data set, or this one before its images, '
-      'labels or the flags were changed; give another folder, or delete it.'
+      f'--out={path} has another data set, or this one before images were '
+      'added, removed, renamed or labelled anew, or with other flags; give '
+      'another folder, or delete it.'
     )
 
 
-def write_split(path, split, examples, bytes_per_shard, check=None):
+def write_split(path, split, examples, bytes_per_shard, stamps=None):
   """Yields the Written shards of a split, in order, writing what is missing.
 
   Shards are blocks of the examples in their order. To mix them would buy
@@ -110,34 +125,31 @@ def write_split(path, split, examples, bytes_per_shard, check=None):
     split: its name.
     examples: function from a position (None: the start) to an iterator of the
       Examples that follow it.
-    bytes_per_shard: a shard ends with the example that reaches so many.
-    check: function of a list of bad (name, reason) and the number of all
-      examples of a shard; what it raises keeps the shard from being counted as
-      written.
-
-  Raises:
-    ValueError: if a shard that is written again becomes another.
+    bytes_per_shard: a shard ends with the example that reaches so many; one
+      that is written again, where it ended before.
+    stamps: function from two positions to the stamps, as they are now, of the
+      Examples behind the first, up to the second; None if no file changes.
   """
   position, stream, number = None, None, 0
   while True:
     file = path / f'{split}-{number:05}.array_record'
     note = path / shard_table.STATE / f'{split}-{number:05}.json'
     before = _read_note(note)
-    if before and _is_whole(file, before.shard):
+    if (
+      before
+      and _is_whole(file, before.shard)
+      and (not stamps or _join(stamps(position, before.end)) == before.stamp)
+    ):
       written = before
       if stream:
         stream.close()
       stream = None
     else:
       stream = stream or _with_last(examples(position))
-      written = _write_shard(file, stream, bytes_per_shard)
-      if check:
-        check(written.bad, written.shard.num_examples + len(written.bad))
-      if before and before != written:
-        raise ValueError(
-          f'{file} was written again and has become another: its images have '
-          'changed since; delete the folder and pack it anew.'
-        )
+      # Until the end the folder is none that can be read.
+      (path / shard_table.NAME).unlink(missing_ok=True)
+      last = before.end if before else None
+      written = _write_shard(file, stream, bytes_per_shard, last)
       _write_json(note, written)
     yield written
     if written.is_last:
@@ -145,15 +157,13 @@ def write_split(path, split, examples, bytes_per_shard, check=None):
     position, number = written.end, number + 1
 
 
-def write_table(path, table, bad):
-  """Writes what makes the folder whole: bad examples, classes, dataset.json.
+def write_table(path, table):
+  """Writes what makes the folder whole: classes and dataset.json.
 
   Args:
     path: epath.Path of the folder.
     table: shard_table.Table.
-    bad: list of (name, reason).
   """
-  write_bad(path, bad)
   if table.class_names:
     lines = ''.join(f'{name}\n' for name in table.class_names)
     _write_text(path / 'classes.txt', lines)
@@ -161,9 +171,8 @@ def write_table(path, table, bad):
     name: [shard._asdict() for shard in part]
     for name, part in table.splits.items()
   }
-  _write_json(path / shard_table.NAME, {'format': 1} | table._asdict() | {
-    'splits': splits
-  })  # fmt: skip
+  fields = {'format': 1} | table._asdict() | {'splits': splits}
+  _write_json(path / shard_table.NAME, fields)
 
 
 def write_bad(path, bad):
@@ -175,27 +184,30 @@ def write_bad(path, bad):
 def _with_last(examples):
   """Yields (example, whether it is the last)."""
   examples = iter(examples)
-  previous = next(examples, None)
-  while previous is not None:
+  following = next(examples, None)
+  while (example := following) is not None:
     following = next(examples, None)
-    yield previous, following is None
-    previous = following
+    yield example, following is None
 
 
-def _write_shard(file, stream, bytes_per_shard):
-  """Writes one shard of the examples that come; returns it as Written."""
-  from array_record.python import array_record_module
+def _join(stamps):
+  return functools.reduce(lambda crc, x: zlib.crc32(x.encode(), crc), stamps, 0)
 
+
+def _write_shard(file, stream, bytes_per_shard, last=None):
+  """Writes one shard of the examples that come; returns it as Written.
+
+  It ends at the position `last`; None is where it has enough bytes.
+  """
   is_remote = '://' in os.fspath(file)
   # array_record does not write to gs://, so that the shard is copied there. On
   # the same disk, to rename it is one step; what a kill leaves is overwritten.
   state = contextlib.nullcontext(file.parent / shard_table.STATE)
   with tempfile.TemporaryDirectory() if is_remote else state as where:
     partial = pathlib.Path(where, file.name)
-    writer = array_record_module.ArrayRecordWriter(
-      str(partial), _WRITER_OPTIONS
-    )
-    num_examples, num_bytes, checksum = 0, 0, 0
+    module, _ = shards.array_record()
+    writer = module.ArrayRecordWriter(str(partial), _WRITER_OPTIONS)
+    num_examples, num_bytes, stamps = 0, 0, []
     bad, end, is_last = [], None, True
     for example, ends in stream:
       end, is_last = example.position, ends
@@ -205,8 +217,8 @@ def _write_shard(file, stream, bytes_per_shard):
         writer.write(example.record)
         num_examples += 1
         num_bytes += len(example.record)
-        checksum = zlib.crc32(example.record, checksum)
-      if num_bytes >= bytes_per_shard:
+      stamps.append(example.stamp)
+      if num_bytes >= bytes_per_shard if last is None else end == last:
         break
     writer.close()
     if shards.num_records(partial) != num_examples:
@@ -219,7 +231,7 @@ def _write_shard(file, stream, bytes_per_shard):
         shutil.copyfileobj(source, target, 2**24)
     else:
       _replace(partial, file)
-  return Written(shard, end, bad, is_last, checksum)
+  return Written(shard, end, bad, is_last, _join(stamps))
 
 
 def _replace(partial, file):
@@ -241,14 +253,9 @@ def _read_note(path):
   if note is None:
     return None
   try:
-    shard, end, bad, is_last, checksum = note
-    return Written(
-      shard_table.Shard(*shard),
-      end,
-      [(n, r) for n, r in bad],
-      is_last,
-      checksum,
-    )
+    shard, end, bad, is_last, stamp = note
+    bad = [(name, reason) for name, reason in bad]
+    return Written(shard_table.Shard(*shard), end, bad, is_last, stamp)
   except (TypeError, ValueError):
     return None
 
@@ -256,7 +263,7 @@ def _read_note(path):
 def _read_json(path):
   try:
     return json.loads(path.read_text())
-  except (FileNotFoundError, ValueError):
+  except (FileNotFoundError, ValueError, RecursionError):
     return None
 
 

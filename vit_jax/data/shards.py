@@ -30,8 +30,25 @@ class _Piece(NamedTuple):
 
 def is_prepared(path):
   """Returns whether an `epath.Path` is a folder of shards, or becomes one."""
-  known = (shard_table.NAME, shard_table.STATE)
-  return any((path / name).exists() for name in known)
+  return (path / shard_table.STATE).exists() or shard_table.is_table(path)
+
+
+def array_record():
+  """Returns array_record's modules: of reader and writer, of the data source.
+
+  Raises:
+    ValueError: if it is not installed.
+  """
+  try:
+    from array_record.python import (
+      array_record_data_source,
+      array_record_module,
+    )
+  except ModuleNotFoundError as error:
+    raise ValueError(
+      f"Shards need {error.name}; run `pip install -e '.[data]'`."
+    ) from None
+  return array_record_module, array_record_data_source
 
 
 def load(path, split):
@@ -81,11 +98,10 @@ class ShardsSource:
   """
 
   def __init__(self, pieces, num_classes, many_labels):
-    from array_record.python import array_record_data_source
-
     self._pieces = pieces
+    _, data_source = array_record()
     self._ends = np.cumsum([piece.take for piece in pieces])
-    self._records = array_record_data_source.ArrayRecordDataSource(pieces)
+    self._records = data_source.ArrayRecordDataSource(pieces)
     self._num_classes, self._many_labels = num_classes, many_labels
     self.spec = {'record': tf.TensorSpec((), tf.string)}
 
@@ -208,10 +224,9 @@ def _check_shard(path, shard):
 
 def num_records(file):
   """Returns the number of records of a shard; 0 if it is damaged."""
-  from array_record.python import array_record_module
-
+  module, _ = array_record()
   try:
-    reader = array_record_module.ArrayRecordReader(
+    reader = module.ArrayRecordReader(
       os.fspath(file), 'readahead_buffer_size:0,max_parallelism:0'
     )
     try:

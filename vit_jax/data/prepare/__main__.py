@@ -8,6 +8,8 @@
 NAME of TFDS, or of this project: downloads it and builds it in array_record
 format under TFDS_DATA_DIR (by default ~/tensorflow_datasets); one that is
 there as tfrecord is converted. `vtab` shows how far its 19 tasks are.
+Training reads a name of TFDS once it has a row in DATASETS of
+vit_jax/data/datasets.py.
 
 PATH of a folder of images or of a manifest (.csv, .jsonl): packs it into
 shards, in --out, by default PATH_shards. Every image is decoded once; those
@@ -33,7 +35,10 @@ _FROM = flags.DEFINE_string(
   'folder of the nXXXXXXXX.tar in it, a folder of images, or a manifest.',
 )
 _OUT = flags.DEFINE_string(
-  'out', None, 'Folder of the shards, local or gs://; by default PATH_shards.'
+  'out',
+  None,
+  'Folder of the shards, local or gs://; by default PATH_shards, and for a '
+  'name with --from its folder under TFDS_DATA_DIR.',
 )
 _CHECK = flags.DEFINE_enum(
   'check',
@@ -44,7 +49,8 @@ _CHECK = flags.DEFINE_enum(
 _MAX_BAD_SHARE = flags.DEFINE_float(
   'max_bad_share',
   0.01,
-  'Stop if more than this share of the images is bad.',
+  'Fail at the end if more than this share of the images is bad. Three may '
+  'always be, unless this is 0.',
   lower_bound=0,
   upper_bound=1,
 )
@@ -55,7 +61,8 @@ _RELEASE = flags.DEFINE_enum(
   'release',
   None,
   imagenet21k.RELEASES,
-  "Of imagenet21k; by default winter21 if --from's path says so, else fall11.",
+  "Of imagenet21k's tar files; by default winter21 if --from's path says so, "
+  'else fall11.',
 )
 _ALL = flags.DEFINE_bool(
   'all', False, 'With vtab: prepare all that needs no files by hand.'
@@ -74,7 +81,10 @@ def main(argv):
       'vit_jax.data.prepare NAME`, with NAME any of TFDS or one of '
       f'{", ".join(sorted(datasets.DATASETS))}; see --help.'
     )
+  ours = (_FROM, _OUT, _CHECK, _MAX_BAD_SHARE, _SHARD_MB, _RELEASE, _ALL)
+  given = [flag.name for flag in ours if flag.present]
   with command_line.one_line_errors():
+    prepare.check_flags(argv[1], given)
     if argv[1] == 'vtab':
       vtab_status.prepare_all() if _ALL.value else vtab_status.show()
       return

@@ -15,20 +15,23 @@ _MOST_SIZES = 10_000  # files whose sizes are looked at; of more, a sample
 
 def default_out(path):
   """Returns the folder of the shards of a folder or manifest: beside it."""
-  path = path.rstrip('/')
-  if path.endswith(manifest.EXTENSIONS):
+  path = os.path.abspath(os.path.expanduser(path))
+  if path.lower().endswith(manifest.EXTENSIONS):
     path = os.path.splitext(path)[0]
   return f'{path}_shards'
 
 
-def inputs(path, class_names=None):
+def inputs(path, class_names=None, one_split=None):
   """Returns packing.Inputs of a folder of images or a manifest.
 
-  Splits and labels are those that the same path has as a data set.
+  Splits and labels are those that the same path has as a data set. A rerun
+  packs again what has another size or time than it had.
 
   Args:
     path: of the folder or manifest, local.
     class_names: tuple of the classes, if they are known.
+    one_split: name of the one split that is made of a folder which has none of
+      its own.
 
   Raises:
     ValueError: as of `files.load`.
@@ -38,14 +41,16 @@ def inputs(path, class_names=None):
       f'{path!r}: folders and manifests that are packed are local; the images '
       'that a manifest lists, and --out, may be elsewhere.'
     )
-  path = os.path.expanduser(path)
-  path = path.rstrip('/') or '/'
+  path = os.path.abspath(os.path.expanduser(path))
   if not os.path.exists(path):
     raise ValueError(f'{path} does not exist.')
   found = files.load(path, class_names)
   root = path if os.path.isdir(path) else os.path.dirname(path)
   splits = dict(found.splits)
-  if len(splits) > 1 and len(splits['all']) == sum(
+  has_own = path != root or os.path.isdir(os.path.join(path, 'train'))
+  if one_split and not has_own:
+    splits = {one_split: splits['all']}
+  elif len(splits) > 1 and len(splits['all']) == sum(
     len(rows) for name, rows in splits.items() if name != 'all'
   ):
     del splits['all']  # the others, which shards join by themselves
@@ -61,6 +66,10 @@ def inputs(path, class_names=None):
     },
     num_images={name: len(rows) for name, rows in splits.items()},
     num_bytes=_num_bytes(found, every),
+    stamps={
+      name: functools.partial(_stamps, found, rows)
+      for name, rows in splits.items()
+    },
   )
 
 
@@ -74,7 +83,29 @@ def _images(found, rows, root, position):
       _name(path, root),
       found.labels(rows[place]).tolist(),
       functools.partial(images.read, path),
+      functools.partial(_stamp, path),
     )
+
+
+def _stamps(found, rows, position, end):
+  """Returns the stamps of the images behind a position, up to another."""
+  start = 0 if position is None else position + 1
+  paths = (found.path(row) for row in rows[start : end + 1])
+  with concurrent.futures.ThreadPoolExecutor(16) as pool:
+    return list(pool.map(_stamp, paths))
+
+
+def _stamp(path):
+  """Returns text that is another when a file has changed; '' without one."""
+  try:
+    if '://' in path:
+      status = epath.Path(path).stat()
+      return f'{status.length} {status.mtime}'
+    status = os.stat(path)
+  except OSError:
+    return ''
+  # The last tells of permissions, and of older files that were moved here.
+  return f'{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}'
 
 
 def _name(path, root):

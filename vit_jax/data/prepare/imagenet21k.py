@@ -56,7 +56,6 @@ def inputs(path, release=None):
       'the 21,843 classes of ImageNet-21k.'
     )
   print(f'{release}: {len(set(synsets)):,} synsets in {path}.')
-  described = dict(zip(known, labels.names_of('imagenet21k'), strict=True))
   digest = hashlib.blake2b(digest_size=16)
   digest.update(f'{release} {tars.num_bytes} {" ".join(synsets)}'.encode())
 
@@ -66,12 +65,19 @@ def inputs(path, release=None):
   return packing.Inputs(
     source=f'imagenet21k {release} {digest.hexdigest()}',
     num_classes=len(classes),
-    class_names=tuple(described.get(s, s) for s in classes),
+    class_names=class_names(classes),
     many_labels=False,
     splits={'train': images},
     num_images={},
     num_bytes=tars.num_bytes,
   )
+
+
+def class_names(synsets):
+  """Returns a tuple of what synsets mean; one that is unknown is itself."""
+  known = labels.synsets('imagenet21k')
+  described = dict(zip(known, labels.names_of('imagenet21k'), strict=True))
+  return tuple(described.get(synset, synset) for synset in synsets)
 
 
 class _Folder:

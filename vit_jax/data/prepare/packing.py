@@ -11,6 +11,7 @@ import pathlib
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,6 +31,7 @@ _SHOWN = 10  # classes and bad images on the terminal
 _MAX_REASON = 300  # characters
 # Of records, their index and the blocks of array_record.
 _OVERHEAD = 1.02
+_FEW = 3  # bad images that fail no set, however small
 
 
 class Image(NamedTuple):
@@ -41,12 +43,14 @@ class Image(NamedTuple):
     labels: list of int.
     read: function to its bytes, as `images.standard` gives them; it may run in
       any thread, and raise anything.
+    stamp: function to a str that differs when its file has changed.
   """
 
   position: Any
   name: str
   labels: list[int]
   read: Callable[[], bytes]
+  stamp: Callable[[], str] = str
 
 
 class Inputs(NamedTuple):
@@ -61,6 +65,8 @@ class Inputs(NamedTuple):
       an iterator of the Images that follow it.
     num_images: dict from a split to their number; {} if that is not known.
     num_bytes: of all images, roughly.
+    stamps: dict from a split to a function from two positions to the stamps of
+      the Images behind the first, up to the second; {} if none can change.
   """
 
   source: str
@@ -70,6 +76,7 @@ class Inputs(NamedTuple):
   splits: Mapping[str, Callable[[Any], Iterable[Image]]]
   num_images: Mapping[str, int]
   num_bytes: int
+  stamps: Mapping[str, Callable] = MappingProxyType({})
 
 
 def pack(inputs, out, check='full', max_bad_share=0.01, bytes_per_shard=None):
@@ -79,25 +86,28 @@ def pack(inputs, out, check='full', max_bad_share=0.01, bytes_per_shard=None):
     inputs: Inputs.
     out: epath.Path of the folder, local or gs://.
     check: 'full' decodes every image; 'header' looks at its size and format.
-    max_bad_share: how many of a split's images may be bad.
+    max_bad_share: how many of all images may be bad; 3 always, unless it is 0.
     bytes_per_shard: by default shard_writer.BYTES_PER_SHARD.
 
   Raises:
     ValueError: if the folder has anything else, there is no room, or too many
-      images are bad. All but the shard at hand is kept for the next try.
+      images are bad. What was written is kept for the next try.
   """
+  shards.array_record()  # raises before anything is made
   bytes_per_shard = bytes_per_shard or shard_writer.BYTES_PER_SHARD
   _print_classes(inputs)
   tf.constant(0)  # starts here, not in several threads at once
   source = f'{inputs.source} check={check} bytes_per_shard={bytes_per_shard}'
-  with shard_writer.folder(out, source):
+  with shard_writer.folder(out, source, inputs.splits):
     _check_room(inputs.num_bytes, out, bytes_per_shard)
     parts, bad = {}, []
     for split in inputs.splits:
       parts[split], of_split = _pack_split(
-        inputs, split, out, check, max_bad_share, bytes_per_shard, bad
+        inputs, split, out, check, bytes_per_shard
       )
       bad += of_split
+    shard_writer.write_bad(out, bad)
+    _check_bad(parts, len(bad), max_bad_share, out)
     table = shard_table.Table(
       inputs.num_classes,
       inputs.class_names,
@@ -107,12 +117,12 @@ def pack(inputs, out, check='full', max_bad_share=0.01, bytes_per_shard=None):
     )
     for split in parts:
       _check_ends(out, table, split, check)
-    shard_writer.write_table(out, table, bad)
+    shard_writer.write_table(out, table)
   _print_result(table, bad, out)
   return table
 
 
-def _pack_split(inputs, split, out, check, max_bad_share, size, bad_before):
+def _pack_split(inputs, split, out, check, bytes_per_shard):
   """Returns the shards of a split, a tuple, and its bad (name, reason)."""
   parts, bad = [], []
   with progress.Line(split, inputs.num_images.get(split)) as line:
@@ -124,26 +134,33 @@ def _pack_split(inputs, split, out, check, max_bad_share, size, bad_before):
         line.add()
         yield example
 
-    def check_share(of_shard, num_examples):
-      num_bad = len(bad) + len(of_shard)
-      seen = sum(s.num_examples for s in parts) + len(bad) + num_examples
-      if num_bad > max_bad_share * seen:
-        shard_writer.write_bad(out, [*bad_before, *bad, *of_shard])
-        raise ValueError(
-          f'{num_bad:,} of {seen:,} images of {split!r} are bad, more than '
-          f'--max_bad_share={max_bad_share:g}; {out / "bad_examples.jsonl"} '
-          'lists them. Mend them, or allow more; running again goes on here.'
-        )
-
     for written in shard_writer.write_split(
-      out, split, examples, size, check_share
+      out, split, examples, bytes_per_shard, inputs.stamps.get(split)
     ):
       parts.append(written.shard)
       bad += written.bad
       line.at(sum(s.num_examples for s in parts) + len(bad))
-  if not any(shard.num_examples for shard in parts):
-    raise ValueError(f'The split {split!r} has no image that can be read.')
   return tuple(parts), bad
+
+
+def _check_bad(parts, num_bad, max_bad_share, out):
+  """Raises ValueError if too many images of all splits are bad."""
+  listed = f'{out / "bad_examples.jsonl"} lists the bad ones'
+  num_good = {k: sum(s.num_examples for s in v) for k, v in parts.items()}
+  seen = sum(num_good.values()) + num_bad
+  allowed = max(max_bad_share * seen, _FEW if max_bad_share else 0)
+  if num_bad > allowed:
+    raise ValueError(
+      f'{num_bad:,} of {seen:,} images are bad, more than '
+      f'--max_bad_share={max_bad_share:g} allows; {listed}. Mend them, or '
+      'allow more, and run again: only shards of changed files are written.'
+    )
+  for split, count in num_good.items():
+    if not count:
+      raise ValueError(
+        f'The split {split!r} has no image that can be read; {listed}. Mend '
+        'them, and run again.'
+      )
 
 
 def _examples(found, check):
@@ -163,14 +180,16 @@ def _examples(found, check):
 
 
 def _example(image, check):
+  stamp = image.stamp()  # before it is read, lest a change go unseen
   try:
     encoded = image.read()
     if check == 'full':
       preprocess.decode()(tf.constant(encoded), None)
     record = shards.make_example(encoded, image.labels, image.name)
+    reason = None
   except Exception as error:  # damaged images fail in any way
-    return shard_writer.Example(image.position, image.name, None, _why(error))
-  return shard_writer.Example(image.position, image.name, record)
+    record, reason = None, _why(error)
+  return shard_writer.Example(image.position, image.name, record, reason, stamp)
 
 
 def _why(error):

@@ -1,5 +1,7 @@
 """How far the 19 VTAB tasks are, and preparing all that can be."""
 
+import importlib.util
+import re
 import sys
 import textwrap
 
@@ -14,23 +16,30 @@ _STATES = {
   'manual': 'needs files by hand',
   'error': 'cannot be prepared',
 }
+_MODULES = {'OpenCV': 'cv2', 'h5py': 'h5py'}  # that vtab.Task.needs names
 
 
 def show():
   """Prints a line for each task, then what is to be done by hand."""
   found = _statuses()
   width = max(map(len, vtab.TASKS))
+  first = {task.tfds_name: name for name, task in _one_of_each()}
   for name, task in vtab.TASKS.items():
     status = found[task.tfds_name]
-    size = f', {status.num_bytes / 1e9:.2f} GB' if status.num_bytes else ''
-    if status.state in ('ready', 'tfrecord'):
-      size = ''
+    size = ''
+    if status.state == 'download' and name != first[task.tfds_name]:
+      size = f', with {first[task.tfds_name]}'
+    elif status.state == 'download' and status.num_bytes:
+      size = f', {status.num_bytes / 1e9:.2f} GB'
     print(f'{name:{width}}  {task.group:11}  {_STATES[status.state]}{size}')
+  total = sum(s.num_bytes for s in found.values() if s.state == 'download')
+  if total:
+    print(f'\nTo be downloaded: {total / 1e9:.2f} GB in all.')
   for name, task in _one_of_each():
     status = found[task.tfds_name]
     todo = [status.text] if status.state in ('manual', 'error') else []
-    if task.needs and status.state not in ('ready', 'tfrecord'):
-      todo.append(task.needs)
+    if _needs(task) and status.state not in ('ready', 'tfrecord'):
+      todo.append(_needs(task))
     if todo:
       print(f'\n{name}:')
       print(textwrap.indent(textwrap.fill(' '.join(todo), 76), '  '))
@@ -55,12 +64,26 @@ def prepare_all():
     try:
       tfds_building.prepare(task.tfds_name)
     except ValueError as error:
-      failed[name] = f'{error} {task.needs}'.strip()
+      failed[name] = f'{error} {_needs(task)}'.strip()
       print(f'{name}: not prepared', file=sys.stderr)
   if failed:
     reasons = ''.join(f'\n\n{name}: {text}' for name, text in failed.items())
     sys.exit(f'Error: {len(failed)} data sets are not ready.{reasons}')
   print(f'All {len(vtab.TASKS)} tasks are ready.')
+
+
+def _needs(task):
+  """Returns what a task needs, less what TFDS says and what is installed."""
+  sentences = re.split(r'(?<=\.) (?=[A-Z])', task.needs)
+  return ' '.join(
+    text
+    for text in sentences
+    if not text.startswith('Download ')
+    and not (
+      (package := re.match(r'TFDS builds it with (\w+):', text))
+      and importlib.util.find_spec(_MODULES[package[1]])
+    )
+  )
 
 
 def _statuses():
