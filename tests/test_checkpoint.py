@@ -112,10 +112,30 @@ def test_where_and_how_a_run_goes_on_may_change(tmp_path):
     'sharding': {'params': 'fsdp'},
     'evals': {},
     'model': CONFIG['model'] | {'remat': 'full'},
+    'train': {'max_bad_share': 0.5},
   }
   manager(tmp_path, changed)
   written = json.loads((tmp_path / 'config.json').read_text())
   assert written == changed
+
+
+def test_another_training_set_is_refused(tmp_path):
+  """Its order would be another, or its classes."""
+  config, inputs = CONFIG, {'num_examples': 30, 'labels': ('cat', 'dog')}
+
+  def open_with(**changed):
+    return checkpoint.Manager(tmp_path, config, SHAPES, inputs | changed)
+
+  with open_with() as first:
+    first.save(1, STATE)
+  open_with()
+  with pytest.raises(ValueError, match='a run on 30 images; .* now has 31, wh'):
+    open_with(num_examples=31)
+  with pytest.raises(ValueError, match=r'now has others \(ape, cat\)'):
+    open_with(labels=('ape', 'dog'))
+  with pytest.raises(ValueError, match='now has others'):  # the same, moved
+    open_with(labels=('dog', 'cat'))
+  assert (tmp_path / 'classes.txt').read_text() == 'cat\ndog\n'
 
 
 def test_a_folder_that_cannot_be_written_is_explained(tmp_path):

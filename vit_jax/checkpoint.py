@@ -22,7 +22,7 @@ from etils import epath
 # not what it computes.
 _MAY_CHANGE = (
   r'log_every|(checkpoint|evals|mesh|sharding)(\..*)?'
-  r'|model\.(unroll|remat)'
+  r'|model\.(unroll|remat)|train\.max_bad_share'
 )
 _CLASSES = 'classes.txt'
 

@@ -82,18 +82,23 @@ def test_many_labels_become_targets(tmp_path):
 
 
 @pytest.mark.parametrize('many', [False, True])
-def test_labels_outside_the_classes_are_seen(tmp_path, many):
-  write(tmp_path, {'train': [example(0, [1]), example(1, [3])]}, many)
+@pytest.mark.parametrize('bad', [3, -1, 2**32 + 1])  # the last is 1 in 32 bits
+def test_labels_outside_the_classes_are_seen(tmp_path, many, bad):
+  write(tmp_path, {'train': [example(0, [1]), example(1, [bad])]}, many)
   source, _, _ = shards.load(epath.Path(tmp_path), 'train')
   assert source.reason(0) is None
-  assert source.reason(1) == 'label 3 is not in [0, 3)'
-  with pytest.raises(tf.errors.InvalidArgumentError, match='outside'):
+  assert source.reason(1) == f'label {bad} is not in [0, 3)'
+  with pytest.raises(
+    tf.errors.InvalidArgumentError, match=r'is not in \[0, 3\)'
+  ):
     labels(source)
   records = tf.data.Dataset.from_tensor_slices(
     source.read(np.array([1]))['record'].astype(bytes)
   )
   parsed = records.map(lambda r: source.parse({'record': r}))
-  with pytest.raises(tf.errors.InvalidArgumentError, match='outside'):
+  with pytest.raises(
+    tf.errors.InvalidArgumentError, match=r'is not in \[0, 3\)'
+  ):
     next(iter(parsed))
 
 

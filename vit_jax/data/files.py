@@ -209,7 +209,7 @@ class FilesSource:
     try:
       images.read(self.name(index))
     except Exception as error:  # damaged files fail in any way
-      return getattr(error, 'strerror', None) or str(error)
+      return images.in_words(error)
     return None
 
   def _read_or_nothing(self, row):

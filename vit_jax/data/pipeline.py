@@ -161,9 +161,11 @@ class TrainData:
       raise ValueError(
         f'{num_bad:,} of {num_seen:,} examples could not be used, above '
         f'config.train.max_bad_share={self._max_bad_share}; one of them is '
-        f'{self._last_bad or "known to another process"}. Mend or remove them '
+        f'{self._last_bad or "known to another process"}. Mend them '
         '(`python -m vit_jax.data.prepare PATH` lists all of a folder or '
-        'manifest), or raise the share.'
+        'manifest) or raise the share, and the same command continues from the '
+        'last checkpoint; without these images it is another run, in another '
+        '--workdir.'
       )
 
   def _next_good(self, index, seed, why, num_seen):
@@ -192,8 +194,11 @@ class TrainData:
 class EvalData:
   """A data set in its stored order, padded to whole batches and masked.
 
-  Attributes: those of `TrainData`, num_bad only with `skip_bad`, and
+  Attributes:
+    num_examples, num_classes, class_names, image_shape: as of `TrainData`.
     names_are_sorted: see `datasets.Data`.
+    num_bad: with `skip_bad`, how many this process left out in the last
+      evaluation.
   """
 
   def __init__(

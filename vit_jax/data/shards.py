@@ -79,9 +79,11 @@ def open_split(path, table, split):
   if not pieces:
     raise ValueError(f'split={split!r} of {path} has no examples.')
   used = {piece.filename for piece in pieces}
-  files = {os.fspath(path / s.file): s for s in shards['all']}
-  for part in shards.values():
-    files.update({os.fspath(path / s.file): s for s in part})
+  files = {
+    os.fspath(path / shard.file): shard
+    for part in shards.values()
+    for shard in part
+  }
   with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
     check = functools.partial(_check_shard, path)
     list(pool.map(check, [files[name] for name in sorted(used)]))
@@ -121,19 +123,11 @@ class ShardsSource:
       else tf.io.FixedLenFeature((), tf.int64),
     }
     example = tf.io.parse_single_example(record['record'], features)
-    labels = example['labels']
-    # one_hot would leave others out without a word.
-    fits = tf.debugging.Assert(
-      tf.reduce_all((labels >= 0) & (labels < self._num_classes)),
-      ['labels outside of the classes:', labels],
-    )
-    with tf.control_dependencies([fits] if fits is not None else []):
-      labels = tf.identity(labels)
+    label = example['labels']
     if many:
-      one_hot = tf.one_hot(labels, self._num_classes, dtype=tf.uint8)
-      label = tf.reduce_max(one_hot, axis=0)
+      label = sources.targets(label, self._num_classes)
     else:
-      label = tf.cast(labels, tf.int32)
+      label = tf.cast(sources.existing(label, self._num_classes), tf.int32)
     return {'image': example['image'], 'label': label}
 
   def name(self, index):

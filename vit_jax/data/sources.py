@@ -119,20 +119,28 @@ class TfdsSource:
     return {'image': image, 'label': tf.cast(label, tf.int32)}
 
 
+def existing(labels, num_classes):
+  """Returns labels, by TensorFlow; if one does not exist, that is an error.
+
+  one_hot would leave it out without a word, and 32 bits may make it another.
+  """
+  check = tf.debugging.Assert(
+    tf.reduce_all((labels >= 0) & (labels < num_classes)),
+    [f'a label is not in [0, {num_classes})', labels],
+  )
+  # Eager execution has raised already, and has nothing to depend on.
+  with tf.control_dependencies([] if check is None else [check]):
+    return tf.identity(labels)
+
+
 def targets(labels, num_classes):
   """Returns uint8 [C], 1 for each label, by TensorFlow.
 
   Args:
-    labels: int [n]; a class that does not exist fails, so that the example is
-      a bad one.
+    labels: int [n]; one that does not exist is an error, see `existing`.
     num_classes: C.
   """
-  exist = tf.reduce_all((labels >= 0) & (labels < num_classes))
-  check = tf.debugging.Assert(
-    exist, [f'a label is not in [0, {num_classes})', labels]
-  )
-  with tf.control_dependencies([] if check is None else [check]):
-    rows = tf.one_hot(labels, num_classes, dtype=tf.uint8)
+  rows = tf.one_hot(existing(labels, num_classes), num_classes, dtype=tf.uint8)
   return tf.reduce_max(rows, axis=0)
 
 
