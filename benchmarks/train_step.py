@@ -40,8 +40,8 @@ import numpy as np
 from absl import app, flags, logging
 
 from configs import common
-from vit_jax import flops, models, objectives, optimizers, sharding, train
-from vit_jax.data import datasets, pipeline, sources
+from vit_jax import experiment, flops, sharding, train
+from vit_jax.data import datasets, described, pipeline, sources
 from vit_jax.models import layers
 
 _VARIANT = flags.DEFINE_string('variant', 'Ti/16', 'Model, such as B/16.')
@@ -124,25 +124,14 @@ def examples(count):
 def measure_step(config, mesh):
   """Returns the step's results, and a function that times so many steps."""
   rng = jax.random.key(config.seed)
-  model = models.build(**config.model)
-  objective = objectives.build(model, **config.objective)
-  tx, _ = optimizers.build(total_steps=config.total_steps, **config.optimizer)
   image_shape = (_IMAGE_SIZE.value, _IMAGE_SIZE.value, 3)
-
-  def init(rng):
-    return train.init_state(objective, tx, image_shape, rng)
-
-  layout = sharding.layout(jax.eval_shape(init, rng), mesh, **config.sharding)
-  train_step = jax.jit(
-    train.make_train_step(objective, tx, **config.step),
-    donate_argnums=0,
-    out_shardings=(layout, None),
-  )
-  state = jax.jit(init, out_shardings=layout)(rng)
+  data = described.Description(1000, 1000, None, image_shape, False)
+  parts = experiment.build(config, mesh, data)
+  state = jax.jit(parts.init, out_shardings=parts.layout)(rng)
   rows = sharding.local_rows(mesh, config.train.batch_size)
   batch = sharding.global_batch(examples(len(rows)), mesh)
   start = time.perf_counter()
-  compiled = train_step.lower(state, batch, rng).compile()
+  compiled = parts.lower(mesh).compile()
   compile_seconds = time.perf_counter() - start
 
   def time_steps(count):
@@ -158,7 +147,7 @@ def measure_step(config, mesh):
   seconds = statistics.median(windows) / _STEPS.value
   device = mesh.devices.flat[0]
   images = jax.ShapeDtypeStruct((_BATCH_SIZE.value, *image_shape), np.uint8)
-  forward = flops.count(objective.predict, state.params, images).flops
+  forward = flops.count(parts.objective.predict, state.params, images).flops
   flops_per_second = 3 * forward / seconds
   peak = flops.PEAKS.get(device.device_kind)
   memory = compiled.memory_analysis()
@@ -251,7 +240,7 @@ def measure_loop_cost(config, mesh):
 
     return step
 
-  with mock.patch.object(train, 'make_train_step', make_no_work_step):
+  with mock.patch.object(experiment, 'make_train_step', make_no_work_step):
     run_loop(config, batches)
   return (times[-1] - times[turns // 2]) / (turns - turns // 2)
 

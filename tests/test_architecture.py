@@ -27,9 +27,13 @@ MAY_IMPORT = {
   'flops': set(),
   'analysis': {'models', 'command_line', 'flops', 'data'},
   'predict': {'command_line', 'models', 'data', 'weights'},
+  'train_step': set(),
+  'experiment': {
+    'names', 'models', 'objectives', 'optimizers', 'sharding', 'train_step',
+  },
   'train': {
-    'names', 'models', 'data', 'optimizers', 'sharding', 'objectives',
-    'evaluators', 'checkpoint', 'metrics', 'weights', 'flops',
+    'experiment', 'data', 'sharding', 'evaluators', 'checkpoint', 'metrics',
+    'weights', 'flops',
   },
   'main': {'train', 'checkpoint', 'command_line'},
 }  # fmt: skip
@@ -195,14 +199,14 @@ for name in ('tensorflow', 'tensorflow_datasets', 'clu', 'tensorboard',
              'sklearn', 'array_record'):
   sys.modules[name] = None  # importing it fails
 import jax, numpy as np
-from vit_jax import models, objectives, optimizers, train
+from vit_jax import models, objectives, optimizers, train_step
 model = models.build(variant='Ti/4', num_classes=2, hidden_size=8, depth=1,
                      mlp_dim=8, num_heads=1)
 objective = objectives.build(model, 'classification')
 tx, _ = optimizers.build(total_steps=2)
-state = train.init_state(objective, tx, (4, 4, 3), jax.random.key(0))
+state = train_step.init_state(objective, tx, (4, 4, 3), jax.random.key(0))
 batch = {'image': np.zeros((2, 4, 4, 3), 'u1'), 'label': np.zeros(2, 'i4')}
-step = jax.jit(train.make_train_step(objective, tx))
+step = jax.jit(train_step.make_train_step(objective, tx))
 print(int(step(state, batch, jax.random.key(0))[0].step))
 """
 

@@ -10,11 +10,13 @@ from conftest import shrink
 from vit_jax import (
   checkpoint,
   evaluators,
+  experiment,
   models,
   objectives,
   optimizers,
   sharding,
   train,
+  train_step,
   weights,
 )
 from vit_jax.data import datasets, pipeline, preprocess
@@ -96,14 +98,14 @@ def binds(function, section, **context):
 )  # fmt: skip
 def test_sections_are_arguments_of_their_functions(name, argument):
   c = load(name, argument or None)
-  assert set(c) == set(train.FIELDS)
+  assert set(c) == set(experiment.FIELDS)
   assert c.model.num_classes is None  # those of the data
   c.train.dataset = c.train.dataset or 'digits'  # of fine-tuning: any
   c.model.num_classes = datasets.DATASETS[c.train.dataset].num_classes
   model = models.build(**c.model)
   objective = objectives.build(model, **c.objective)
   tx, _ = optimizers.build(total_steps=10**6, **c.optimizer)
-  train.make_train_step(objective, tx, **c.step)
+  train_step.make_train_step(objective, tx, **c.step)
   binds(sharding.make_mesh, c.mesh)
   binds(sharding.layout, c.sharding, shapes=None, mesh=None)
   binds(checkpoint.Manager, c.checkpoint, workdir='', config={}, shapes={})
