@@ -10,9 +10,9 @@ os.environ['JAX_PLATFORMS'] = 'cpu'
 import jax
 import pytest
 from etils import epath
-from jax.sharding import AxisType
 
 from configs import common
+from vit_jax import sharding
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 # Tiny models compile three times faster so, and hardly run slower.
@@ -78,15 +78,11 @@ def tiny_config():
 
 @pytest.fixture
 def make_mesh():
-  """Returns a function from sizes (data, model) to a mesh of that size."""
+  """Returns a function from sizes to a mesh over as many devices."""
 
-  def make(data, model=1):
-    return jax.make_mesh(
-      (data, model),
-      ('data', 'model'),
-      devices=jax.devices()[: data * model],
-      axis_types=(AxisType.Auto,) * 2,
-    )
+  def make(data, model=1, replica=1):
+    devices = jax.devices()[: replica * data * model]
+    return sharding.make_mesh(replica, data, model, devices)
 
   return make
 

@@ -1,3 +1,8 @@
+import json
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,15 +29,99 @@ def specs(mesh, params):
 
 
 def test_make_mesh_fills_in_the_devices():
-  assert dict(sharding.make_mesh().shape) == {'data': 8, 'model': 1}
-  assert dict(sharding.make_mesh(model=2).shape) == {'data': 4, 'model': 2}
-  assert dict(sharding.make_mesh(2, -1).shape) == {'data': 2, 'model': 4}
+  def sizes(**asked):
+    return tuple(sharding.make_mesh(**asked).shape.values())
+
+  assert sharding.make_mesh().axis_names == ('replica', 'data', 'model')
+  assert sizes() == (1, 8, 1)
+  assert sizes(model=2) == (1, 4, 2)
+  assert sizes(data=2, model=-1) == (1, 2, 4)
+  assert sizes(replica=2, model=2) == (2, 2, 2)
+  assert sizes(devices=jax.devices()[:3]) == (1, 3, 1)
 
 
-@pytest.mark.parametrize('sizes', [(3, -1), (4, 1), (-1, -1), (0, -1), (8, 0)])
+@pytest.mark.parametrize(
+  'sizes',
+  [(1, 3, -1), (-1, 4, 1), (-1, -1, -1), (1, 0, -1), (1, 8, 0), (3, -1, 1)],
+)
 def test_make_mesh_explains_sizes_that_do_not_fit(sizes):
   with pytest.raises(ValueError, match=r'config.mesh: .* of devices, 8; set'):
     sharding.make_mesh(*sizes)
+
+
+SLICES = """
+import collections, json
+import numpy as np
+from jax.experimental import topologies
+from vit_jax import sharding
+devices = topologies.get_topology_desc(
+  platform='tpu', topology_name='v5e:2x4', num_slices=2).devices
+found = {}
+for sizes in [(-1, -1, 1), (-1, -1, 2), (4, -1, 1), (1, -1, 2), (1, 1, -1),
+              (8, -1, 1), (3, -1, 1)]:
+  try:
+    mesh = sharding.make_mesh(*sizes, devices=devices)
+  except ValueError as error:
+    found[str(sizes)] = str(error)
+    continue
+  rows = collections.defaultdict(set)
+  batch = sharding.batch_sharding(mesh)
+  for device, (part,) in batch.devices_indices_map((16,)).items():
+    rows[device.process_index] |= set(range(16)[part])
+  found[str(sizes)] = dict(
+    shape=list(mesh.shape.values()),
+    slices=[sorted({d.slice_index for d in r.flat}) for r in mesh.devices],
+    rows=[sorted(rows[i]) for i in sorted(rows)],
+  )
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope='module')
+def on_two_slices():
+  """Meshes over two slices of eight TPUs that only exist as a description."""
+  pytest.importorskip('libtpu')
+  env = dict(
+    os.environ, JAX_PLATFORMS='cpu', TPU_SKIP_MDS_QUERY='1',
+    ALLOW_MULTIPLE_LIBTPU_LOAD='1',
+  )  # fmt: skip
+  result = subprocess.run(
+    [sys.executable, '-c', SLICES],
+    env=env,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert result.returncode == 0, result.stderr
+  return json.loads(result.stdout.splitlines()[-1])
+
+
+def test_a_replica_is_a_slice(on_two_slices):
+  found = on_two_slices['(-1, -1, 1)']
+  assert found['shape'] == [2, 8, 1]
+  assert found['slices'] == [[0], [1]]
+  found = on_two_slices['(-1, -1, 2)']
+  assert found['shape'] == [2, 4, 2]
+  assert found['slices'] == [[0], [1]]
+
+
+def test_a_slice_holds_whole_replicas_or_a_replica_whole_slices(on_two_slices):
+  assert on_two_slices['(4, -1, 1)']['slices'] == [[0], [0], [1], [1]]
+  assert on_two_slices['(1, -1, 2)']['slices'] == [[0, 1]]
+  # A model never crosses slices, and nothing else fits.
+  for sizes in ('(1, 1, -1)', '(3, -1, 1)'):
+    assert on_two_slices[sizes].startswith('config.mesh: replica=')
+  assert 'does not fit 2 slices of 8 devices' in on_two_slices['(1, 1, -1)']
+
+
+def test_the_processes_of_slices_feed_each_row_once(on_two_slices):
+  for sizes in ('(-1, -1, 1)', '(-1, -1, 2)', '(4, -1, 1)', '(8, -1, 1)'):
+    rows = on_two_slices[sizes]['rows']
+    assert len(rows) == 4
+    assert sorted(row for part in rows for row in part) == list(range(16))
+    assert {len(part) for part in rows} == {4}
+    # The first slice's two processes feed the first half.
+    assert sorted(rows[0] + rows[1]) == list(range(8))
 
 
 def test_replicate_keeps_everything_whole(make_mesh):
@@ -72,7 +161,9 @@ def test_what_is_no_table_is_explained(make_mesh, table):
 
 
 def test_unknown_layout_is_explained(make_mesh):
-  with pytest.raises(ValueError, match="mean 'fsdp'.* fsdp, replicate"):
+  with pytest.raises(
+    ValueError, match="mean 'fsdp'.* fsdp, fsdp_tensor, replicate, t"
+  ):
     specs(make_mesh(8), 'fdsp')
 
 
@@ -90,8 +181,9 @@ def test_batch_size_has_to_divide(make_mesh):
     sharding.check_batch_size(8, make_mesh(8), 'config.train.batch_size', 2)
 
 
-def test_global_batch_is_split_over_data_only(make_mesh):
-  mesh = make_mesh(4, 2)
+@pytest.mark.parametrize('sizes', [(4, 2, 1), (2, 2, 2)])
+def test_global_batch_is_split_over_replica_and_data(make_mesh, sizes):
+  mesh = make_mesh(*sizes)
   np.testing.assert_array_equal(sharding.local_rows(mesh, 8), np.arange(8))
   images = np.arange(16).reshape(8, 2)
   batch = sharding.global_batch({'image': images}, mesh)

@@ -162,4 +162,4 @@ def test_activations_are_constrained_to_the_batch_axis(make_mesh):
     text = step.lower(state, BATCH, jax.random.key(0)).as_text()
   constraints = re.findall(r'sharding_constraint .*', text)
   assert len(constraints) >= 4  # stem, blocks, logits, and their gradients
-  assert all('{"data"}' in line for line in constraints), constraints
+  assert all('{"replica", "data"}' in line for line in constraints), constraints

@@ -1,135 +1,102 @@
-"""Where every array lives: the device mesh, the layout of a state, batches.
+"""The device mesh, and how a batch is split over it.
 
-The mesh has two axes. The batch is split over `data`; parameters are copied to
-all devices ('replicate') or split over `data` as well ('fsdp'), and a table of
-regular expressions can place them over `data` and `model` by name.
+The mesh has three axes. A batch is split over `replica` and `data`. Parameters
+are whole in every replica, and `layouts` says how they are split over `data`
+and `model` within one. So only the sum of gradients crosses from one replica to
+another.
 """
 
 import contextlib
 import math
-import re
 
 import flax.linen as nn
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.experimental import mesh_utils, multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from vit_jax import names
+from vit_jax import layouts
 
-BATCH_AXIS = 'data'
-# Splitting a small array costs more in latency than it saves in memory.
-_FSDP_MIN_SIZE = 2**16
+# From the slowest links between devices to the fastest.
+AXES = ('replica', 'data', 'model')
+BATCH_AXES = ('replica', 'data')
+LAYOUTS, layout = layouts.LAYOUTS, layouts.layout
 
 
-def make_mesh(data=-1, model=1):
-  """Returns a mesh over all devices with axes 'data' and 'model'.
+def make_mesh(replica=-1, data=-1, model=1, devices=None):
+  """Returns a mesh with axes 'replica', 'data' and 'model'.
+
+  On several TPU slices (or GPU hosts), whose links to each other are slow, the
+  replicas are made of whole slices, or slices of whole replicas: what crosses
+  the slow links is then the gradients' sum alone, unless `replica` is less than
+  the number of slices.
 
   Args:
+    replica: number of replicas; -1 is the number of slices, 1 on most machines.
     data: number of devices along `data`; -1 takes all that are left.
     model: number of devices along `model`; -1 likewise.
+    devices: list of devices, such as those of a topology description; all of
+      this run's by default.
 
   Raises:
-    ValueError: if the product is not the number of devices.
+    ValueError: if the product is not the number of devices, or the axes cannot
+      be laid on the slices.
   """
-  sizes, count = [data, model], jax.device_count()
+  devices = jax.devices() if devices is None else list(devices)
+  count = len(devices)
+  num_slices = len({getattr(d, 'slice_index', 0) for d in devices})
+  asked = f'replica={replica} times data={data} times model={model}'
+  sizes = [num_slices if replica == -1 else replica, data, model]
   if sizes.count(-1) == 1:
     rest = math.prod(size for size in sizes if size != -1)
-    sizes = [count // rest if rest > 0 else 0, rest]
-    if data != -1:
-      sizes.reverse()
+    sizes[sizes.index(-1)] = count // rest if rest > 0 else 0
   if min(sizes) < 1 or math.prod(sizes) != count:
     raise ValueError(
-      f'config.mesh: data={data} times model={model} is not the number of '
-      f'devices, {count}; set one of them to -1 and the other to a divisor '
-      f'of {count}.'
+      f'config.mesh: {asked} is not the number of devices, {count}; set one of '
+      f'data and model to -1 and the others to divisors of {count}.'
+    )
+  # A mesh whose sizes are not those of the physical torus is worth having, too.
+  splits = dict(allow_split_physical_axes=True)
+  if num_slices == 1:
+    arranged = mesh_utils.create_device_mesh(sizes, devices, **splits)
+  else:
+    arranged = mesh_utils.create_hybrid_device_mesh(
+      *_slice_sizes(sizes, num_slices, asked), devices, **splits
     )
   # Auto axes: XLA propagates shardings. Linen modules do not run under
   # Explicit axes, the default.
-  return jax.make_mesh(
-    tuple(sizes), (BATCH_AXIS, 'model'), axis_types=(AxisType.Auto,) * 2
+  return Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _slice_sizes(sizes, num_slices, asked):
+  """Returns the sizes of the mesh within a slice, and across slices."""
+  replica, data, model = sizes
+  if replica % num_slices == 0:
+    return (replica // num_slices, data, model), (num_slices, 1, 1)
+  slices = num_slices // replica  # of each replica
+  if replica * slices == num_slices and data % slices == 0:
+    return (1, data // slices, model), (replica, slices, 1)
+  raise ValueError(
+    f'config.mesh: {asked} does not fit {num_slices} slices of '
+    f'{math.prod(sizes) // num_slices} devices; leave replica at -1, one '
+    'replica a slice, or use a multiple or divisor of the number of slices '
+    'with `model` within a slice.'
   )
 
 
-def layout(shapes, mesh, params='replicate'):
-  """Returns the tree of shardings of a state.
-
-  Args:
-    shapes: tree of arrays or `jax.ShapeDtypeStruct`, such as a TrainState.
-      Optimizer state and averages are laid out by the same rules as the
-      parameters they belong to, since they share their shapes and names.
-    mesh: the device mesh.
-    params: 'replicate'; 'fsdp', which splits every large array over `data`
-      along its largest dimension that divides; or a table of (regex, axes)
-      where the first regex found in an array's name (like
-      'params/blocks/mlp_in/kernel', and 'opt_state/1/mu/blocks/mlp_in/kernel'
-      of the optimizer: leave the beginning open) gives one mesh axis or None a
-      dimension. Arrays that no regex names are replicated.
-
-  Raises:
-    ValueError: on an unknown layout, or axes that do not fit an array.
-  """
-  if isinstance(params, str):
-    rule = names.lookup(LAYOUTS, params, 'config.sharding.params')
-  else:
-    try:
-      table = [(re.compile(pattern), tuple(axes)) for pattern, axes in params]
-    except (ValueError, TypeError, re.error) as error:
-      raise ValueError(
-        f'config.sharding.params={params!r} is no table ({error}); give '
-        "rows of (regex, axes), such as ('mlp_in/kernel', (None, 'model'))."
-      ) from None
-
-    def rule(name, shape, mesh):
-      return _by_table(name, shape, mesh, table)
-
-  return jax.tree_util.tree_map_with_path(
-    lambda path, leaf: NamedSharding(
-      mesh, rule(names.join(path), leaf.shape, mesh)
-    ),
-    shapes,
-  )
+def batch_axes(mesh):
+  """Returns the names of the axes over which a batch is split."""
+  return tuple(axis for axis in BATCH_AXES if axis in mesh.shape)
 
 
-def _replicate(name, shape, mesh):
-  del name, shape, mesh
-  return PartitionSpec()
-
-
-def _fsdp(name, shape, mesh):
-  del name
-  count = mesh.shape[BATCH_AXIS]
-  divisible = [i for i, size in enumerate(shape) if size % count == 0]
-  if math.prod(shape) < _FSDP_MIN_SIZE or not divisible:
-    return PartitionSpec()
-  largest = max(divisible, key=lambda i: shape[i])
-  return PartitionSpec(*(None,) * largest, BATCH_AXIS)
-
-
-def _by_table(name, shape, mesh, table):
-  for pattern, axes in table:
-    if not pattern.search(name):
-      continue
-    fits = len(axes) <= len(shape) and all(
-      axis is None or (axis in mesh.shape and size % mesh.shape[axis] == 0)
-      for size, axis in zip(shape, axes, strict=False)
-    )
-    if not fits:
-      raise ValueError(
-        f'config.sharding.params: {pattern.pattern!r} gives {name}, of shape '
-        f'{shape}, the axes {axes}; give at most {len(shape)} of None and '
-        f'{dict(mesh.shape)}, each of which divides its dimension.'
-      )
-    return PartitionSpec(*axes)
-  return PartitionSpec()
-
-
-LAYOUTS = {'replicate': _replicate, 'fsdp': _fsdp}
+def num_batch_parts(mesh):
+  """Returns into how many parts a batch is split."""
+  return math.prod(mesh.shape[axis] for axis in batch_axes(mesh))
 
 
 def batch_sharding(mesh):
-  """Returns the sharding of a batch: first dimension over `data`."""
-  return NamedSharding(mesh, PartitionSpec(BATCH_AXIS))
+  """Returns the sharding of a batch: first dimension over its axes."""
+  return NamedSharding(mesh, PartitionSpec(batch_axes(mesh)))
 
 
 def replicated(mesh):
@@ -138,13 +105,13 @@ def replicated(mesh):
 
 
 def check_batch_size(batch_size, mesh, field, num_parts=1):
-  """Raises ValueError unless `num_parts` equal parts divide over `data`."""
-  multiple = mesh.shape[BATCH_AXIS] * num_parts
+  """Raises ValueError unless `num_parts` equal parts divide over devices."""
+  multiple = num_batch_parts(mesh) * num_parts
   is_number = isinstance(batch_size, int) and batch_size > 0
   if not is_number or batch_size % multiple:
     parts = f' in {num_parts} accumulation steps' if num_parts > 1 else ''
     raise ValueError(
-      f'{field}={batch_size!r} does not divide over {mesh.shape[BATCH_AXIS]} '
+      f'{field}={batch_size!r} does not divide over {num_batch_parts(mesh)} '
       f'devices{parts}; use a multiple of {multiple}.'
     )
 
@@ -171,5 +138,8 @@ def sum_over_processes(number):
 @contextlib.contextmanager
 def activations(mesh):
   """Within it, models keep activations split over the batch only."""
-  with jax.set_mesh(mesh), nn.logical_axis_rules((('batch', BATCH_AXIS),)):
+  with (
+    jax.set_mesh(mesh),
+    nn.logical_axis_rules((('batch', batch_axes(mesh)),)),
+  ):
     yield

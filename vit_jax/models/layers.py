@@ -5,10 +5,20 @@ import jax
 import jax.numpy as jnp
 
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
+
+
+def _is_convolution(primitive, *args, **params):
+  del args, params
+  return primitive is jax.lax.conv_general_dilated_p
+
+
 # What the backward pass finds stored and does not compute again.
 REMAT_POLICIES = {
   'none': None,  # everything
-  'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # Dense
+  # The outputs of dense layers and convolutions, but not attention's.
+  'dots': jax.checkpoint_policies.save_from_both_policies(
+    jax.checkpoint_policies.dots_with_no_batch_dims_saveable, _is_convolution
+  ),
   'full': jax.checkpoint_policies.nothing_saveable,  # only a block's input
 }
 # The published JAX models have the tanh form, PyTorch's the exact one.
@@ -53,16 +63,9 @@ def repeat(block, length, name, unroll=1, remat='none'):
   """
 
   def apply(x, each, shared, train):
-    call = _call
-    if remat != 'none':
-      call = nn.remat(
-        _call,
-        policy=REMAT_POLICIES[remat],
-        static_argnums=(4,),
-        # The loop itself keeps XLA from merging the recomputation away; where
-        # it is unrolled, remat has to.
-        prevent_cse=unroll > 1,
-      )
+    # The loop itself keeps XLA from merging the recomputation away; where it is
+    # unrolled, remat has to.
+    call = _rematerialized(remat, prevent_cse=unroll > 1)
     scan = nn.scan(
       lambda block, x, each, shared: (
         call(block, x, each, shared, train),
@@ -77,6 +80,23 @@ def repeat(block, length, name, unroll=1, remat='none'):
     return scan(block(name=name), x, each, shared)[0]
 
   return apply
+
+
+def once(block, x, remat='none'):
+  """Returns block(x), of a block that no scan repeats, see `repeat`."""
+  call = _rematerialized(remat, prevent_cse=True)
+  return call(block, x, None, None, False)
+
+
+def _rematerialized(remat, prevent_cse):
+  if remat == 'none':
+    return _call
+  return nn.remat(
+    _call,
+    policy=REMAT_POLICIES[remat],
+    static_argnums=(4,),
+    prevent_cse=prevent_cse,
+  )
 
 
 def _call(block, x, each, shared, train):

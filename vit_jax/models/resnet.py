@@ -177,9 +177,11 @@ class Backbone(nn.Module):
       )  # fmt: skip
       first, rest = f'stage{stage + 1}_first', f'stage{stage + 1}_rest'
       # The first unit changes the shape; the others are alike.
-      x = Bottleneck(
-        **unit, stride=2 if stage else 1, projects=True, name=first
-      )(x, None, None, train)
+      x = layers.once(
+        Bottleneck(**unit, stride=2 if stage else 1, projects=True, name=first),
+        x,
+        self.remat,
+      )
       if depth > 1:
         units = layers.repeat(
           lambda name, unit=unit: Bottleneck(**unit, name=name),
