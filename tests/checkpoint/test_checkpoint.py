@@ -1,0 +1,435 @@
+import contextlib
+import gc
+import json
+import os
+import resource
+import shutil
+import signal
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from etils import epath
+
+from vit_jax import checkpoint, sharding
+from vit_jax.checkpoint import writing
+
+CONFIG = {
+  'seed': 0,
+  'log_every': 10,
+  'model': {'name': 'vit', 'depth': None},
+  'sharding': {'params': [('a', ('data',))]},
+  'evals': {'test': {'every': 3}},
+}
+STATE = {'step': jnp.zeros((), jnp.int32), 'w': jnp.arange(8.0), 'none': None}
+SHAPES = jax.eval_shape(lambda: STATE)
+
+# Of Orbax's threads: where several of its reads or writes fail, some are never
+# awaited.
+pytestmark = pytest.mark.filterwarnings(
+  'ignore::pytest.PytestUnraisableExceptionWarning'
+)
+
+
+@pytest.fixture(autouse=True)
+def leave_nothing():
+  """Lets that be told in the test that caused it."""
+  yield
+  gc.collect()
+
+
+def manager(workdir, config=CONFIG, shapes=SHAPES, **kwargs):
+  inputs = {'image_shape': (8, 8, 3)}
+  return checkpoint.Manager(workdir, config, shapes, inputs, **kwargs)
+
+
+def test_saves_keep_the_last_and_describe_themselves(tmp_path, make_mesh):
+  layout = sharding.layout(SHAPES, make_mesh(1))
+  with manager(tmp_path / 'run', keep=2) as checkpoints:
+    assert checkpoints.restore_latest(layout) is None
+    for step in (1, 2, 3):
+      checkpoints.save(step, STATE | {'w': STATE['w'] * step})
+  folder = tmp_path / 'run' / 'checkpoints'
+  assert sorted(os.listdir(folder)) == ['2', '3']
+  (config,) = (folder / '3' / 'config').glob('metadata')
+  assert json.loads(config.read_text()) == json.loads(json.dumps(CONFIG))
+  (inputs,) = (folder / '3' / 'inputs').glob('metadata')
+  assert json.loads(inputs.read_text()) == {'image_shape': [8, 8, 3]}
+
+  # Onto other devices: the layout is the new run's.
+  layout = sharding.layout(SHAPES, make_mesh(4), [('w', ('data',))])
+  with manager(tmp_path / 'run') as checkpoints:
+    state = checkpoints.restore_latest(layout)
+  np.testing.assert_array_equal(state['w'], np.arange(8.0) * 3)
+  assert state['w'].sharding == layout['w']
+
+
+def test_due(tmp_path):
+  checkpoints = manager(tmp_path, every=3)
+  due = [step for step in range(1, 9) if checkpoints.due(step, 8)]
+  assert due == [3, 6, 8]
+
+
+def noise(step=1):
+  """Returns a state that does not compress, of all kinds of numbers."""
+  rng = np.random.default_rng(step)
+  return {
+    'step': jnp.asarray(step, jnp.int32),
+    'w': jnp.asarray(rng.normal(size=(40, 500)), jnp.float32),
+    'half': jnp.asarray(rng.normal(size=300), jnp.bfloat16),
+    'flag': jnp.asarray(rng.integers(0, 2, 9), bool),
+    'odd': jnp.array([np.nan, -0.0, np.inf]),
+  }
+
+
+NOISE_SHAPES = jax.eval_shape(noise)
+
+
+def open_noise(workdir, **kwargs):
+  return manager(workdir, shapes=NOISE_SHAPES, **kwargs)
+
+
+def restore(workdir, layout):
+  """Returns the state and the news."""
+  with open_noise(workdir) as checkpoints:
+    return checkpoints.restore_latest(layout), checkpoints.news()
+
+
+def assert_same_bits(state, expected):
+  for name, value in expected.items():
+    assert np.asarray(state[name]).tobytes() == np.asarray(value).tobytes()
+
+
+@pytest.fixture(scope='module')
+def saved(tmp_path_factory):
+  """A run's folder with the checkpoints 1 and 2."""
+  workdir = tmp_path_factory.mktemp('saved')
+  with open_noise(workdir) as checkpoints:
+    for step in (1, 2):
+      checkpoints.save(step, noise(step))
+  return workdir
+
+
+@pytest.fixture
+def run(saved, tmp_path):
+  return shutil.copytree(saved, tmp_path / 'run')
+
+
+@pytest.fixture
+def layout(make_mesh):
+  return sharding.layout(NOISE_SHAPES, make_mesh(1))
+
+
+def files(folder):
+  return sorted(path for path in folder.glob('**/*') if path.is_file())
+
+
+def cut_all(last):
+  for path in files(last / 'state'):
+    path.write_bytes(path.read_bytes()[:10])
+
+
+def cut_largest(last):
+  path = max(files(last), key=lambda path: path.stat().st_size)
+  path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def empty_all(last):
+  for path in files(last):
+    path.write_bytes(b'')
+
+
+def remove_state(last):
+  shutil.rmtree(last / 'state')
+
+
+def remove_data(last):
+  shutil.rmtree(last / 'state' / 'd')
+
+
+def remove_item(name):
+  def damage(last):
+    shutil.rmtree(last / name)
+
+  return damage
+
+
+@pytest.mark.parametrize(
+  'damage',
+  [
+    cut_all, cut_largest, empty_all, remove_state, remove_data,
+    *map(remove_item, ('config', 'inputs', 'checksums')),
+  ],
+)  # fmt: skip
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
+  run, layout, damage
+):
+  damage(run / 'checkpoints' / '2')
+  state, news = restore(run, layout)
+  assert_same_bits(state, noise(1))
+  (line,) = news
+  assert 'the checkpoint of step 2 is damaged (' in line
+  assert f'It is now {run}/checkpoints/damaged-2' in line
+  # It is not in the way of the same step, and not lost.
+  with open_noise(run) as checkpoints:
+    assert checkpoints.restore_latest(layout)['step'] == 1
+    checkpoints.save(2, noise(2))
+  assert sorted(os.listdir(run / 'checkpoints')) == ['1', '2', 'damaged-2']
+  state, news = restore(run, layout)
+  assert_same_bits(state, noise(2))
+  assert news == []
+
+
+def test_a_flipped_bit_anywhere_is_found_or_harmless(run, layout):
+  """In each file, in the middle and near both ends."""
+  last = run / 'checkpoints' / '2'
+  whole = {path: path.read_bytes() for path in files(last)}
+  found = []
+  for path, data in whole.items():
+    for position in {3, len(data) // 2, len(data) - 4}:
+      if not 0 <= position < len(data):
+        continue
+      changed = bytearray(data)
+      changed[position] ^= 4
+      path.write_bytes(changed)
+      state, news = restore(run, layout)
+      is_found = bool(news)
+      assert_same_bits(state, noise(1 if is_found else 2))
+      if is_found:
+        found.append(path.relative_to(last).as_posix())
+        (run / 'checkpoints' / 'damaged-2').rename(last)
+      path.write_bytes(data)
+  for item in ('config', 'inputs', 'checksums'):
+    assert found.count(f'{item}/metadata') == 3
+  largest = max(whole, key=lambda path: len(whole[path]))
+  assert largest.relative_to(last).as_posix() in found
+
+
+def test_values_are_compared_with_their_checksums(run, layout):
+  """Where no file is damaged, too: another run's arrays."""
+  folder = run / 'checkpoints'
+  shutil.rmtree(folder / '2' / 'state')
+  shutil.copytree(folder / '1' / 'state', folder / '2' / 'state')
+  state, news = restore(run, layout)
+  assert_same_bits(state, noise(1))
+  assert 'step 2 is damaged (the values of ' in news[0]
+
+
+def test_damage_to_all_is_an_error_that_changes_nothing(run, layout):
+  for step in '12':
+    cut_all(run / 'checkpoints' / step)
+  for _ in range(2):  # the second time, too, it does not start from scratch
+    with pytest.raises(ValueError, match=r'(?s)No .*\n  2: .*\n  1: .*a copy'):
+      restore(run, layout)
+  assert sorted(os.listdir(run / 'checkpoints')) == ['1', '2']
+
+
+def test_another_models_state_is_not_damaged(run, make_mesh):
+  shapes = NOISE_SHAPES | {'w': jax.ShapeDtypeStruct((40, 501), jnp.float32)}
+  with (
+    pytest.raises(ValueError, match=r'(?s)checkpoints/2 holds the state of anot'
+                  r"her model:\n  w: \[\[40, 500\], 'float32'\] there, \[\[4"),
+    manager(run, shapes=shapes) as checkpoints,
+  ):  # fmt: skip
+    checkpoints.restore_latest(sharding.layout(shapes, make_mesh(1)))
+  assert sorted(os.listdir(run / 'checkpoints')) == ['1', '2']
+
+
+def test_what_cannot_be_read_for_now_is_not_damaged(run, layout, monkeypatch):
+  def fail(self, *args, **kwargs):
+    raise RuntimeError('UNAVAILABLE: CURL error[7] Connection refused')
+
+  monkeypatch.setattr(ocp.StandardCheckpointHandler, 'restore', fail)
+  with pytest.raises(ValueError, match='/2 cannot be read now .*UNAVAILABLE.*'):
+    restore(run, layout)
+  assert sorted(os.listdir(run / 'checkpoints')) == ['1', '2']
+
+
+def test_an_earlier_versions_checkpoint_is_restored_unchecked(run, layout):
+  last = run / 'checkpoints' / '2'
+  shutil.rmtree(last / 'checksums')
+  (last / '_CHECKPOINT_METADATA').write_text('{}')
+  state, (line,) = restore(run, layout)
+  assert_same_bits(state, noise(2))
+  assert line.endswith('/2 is of an earlier version, without checksums.')
+
+
+@pytest.mark.parametrize(
+  ('data', 'params'), [(8, 'fsdp'), (4, 'replicate'), (1, 'fsdp'), (2, 'table')]
+)
+def test_states_go_onto_other_devices_and_layouts(
+  tmp_path, make_mesh, data, params
+):
+  def layout_of(data, model, params):
+    if params == 'table':
+      params = [('w', (None, 'model'))]
+    mesh = make_mesh(data, model)
+    return sharding.layout(NOISE_SHAPES, mesh, params)
+
+  with open_noise(tmp_path) as checkpoints:
+    state = jax.device_put(noise(), layout_of(4, 2, 'table'))
+    checkpoints.save(1, state)
+  layout = layout_of(data, 1 if data == 8 else 2 if data < 8 else 1, params)
+  state, news = restore(tmp_path, layout)
+  assert news == []
+  assert_same_bits(state, noise())
+  assert jax.tree.map(lambda x: x.sharding, state) == layout
+
+
+def test_a_state_may_be_donated_as_soon_as_save_returns(tmp_path, layout):
+  step = jax.jit(lambda s: s | {'w': s['w'] + 1}, donate_argnums=0)
+  with open_noise(tmp_path) as checkpoints:
+    state = jax.device_put(noise(), layout)
+    for number in (1, 2):
+      checkpoints.save(number, state)
+      state = step(state)
+  expected = noise() | {'w': noise()['w'] + 1}
+  assert_same_bits(restore(tmp_path, layout)[0], expected)
+
+
+@contextlib.contextmanager
+def full_disk():
+  """Every write beyond 10 kB of a file fails."""
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+  try:
+    yield
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def wait_for_part(checkpoints):
+  checkpoints._write.join()
+
+
+def test_a_full_disk_does_not_stop_training(tmp_path, layout):
+  with open_noise(tmp_path, every=20, keep=1) as checkpoints:
+    checkpoints.save(20, noise(20))
+    checkpoints.wait()
+    with full_disk():
+      checkpoints.save(40, noise(40))
+      wait_for_part(checkpoints)
+      due = [step for step in range(41, 45) if checkpoints.due(step, 100)]
+      assert due == [44]  # learned at 42, and tried again 2 steps later
+      (line,) = checkpoints.news()
+      assert line.startswith('WARNING: the checkpoint of step 40 could not be')
+      assert line.endswith('step 20 is safe. Training goes on; the next try is '
+                           'after step 44.')  # fmt: skip
+      # What it has left is gone; the last good one is not.
+      assert os.listdir(tmp_path / 'checkpoints') == ['20']
+      checkpoints.save(44, noise(44))
+      wait_for_part(checkpoints)
+      due = [step for step in range(45, 54) if checkpoints.due(step, 100)]
+      assert due == [50, 51, 52, 53]  # 4 steps after it is learned at 46
+    checkpoints.save(53, noise(53))
+    wait_for_part(checkpoints)
+    due = [step for step in range(54, 81) if checkpoints.due(step, 100)]
+    assert due == [60, 80]
+  assert os.listdir(tmp_path / 'checkpoints') == ['53']
+  assert_same_bits(restore(tmp_path, layout)[0], noise(53))
+
+
+def test_the_last_save_is_tried_again_in_place(tmp_path, layout, monkeypatch):
+  monkeypatch.setattr(checkpoint, 'RETRY_SECONDS', (0, 0))
+  with (
+    pytest.raises(OSError, match=r'could not be written to .* \(step 1 is safe'
+                  r'\): .*File too large.* mend that'),
+    open_noise(tmp_path) as checkpoints,
+  ):  # fmt: skip
+    checkpoints.save(1, noise(1))
+    checkpoints.wait()
+    with full_disk():
+      checkpoints.save(2, noise(2))
+      checkpoints.wait()
+  assert_same_bits(restore(tmp_path, layout)[0], noise(1))
+
+  # With room again, the last try succeeds.
+  failures = []
+  start = writing.Write._start
+
+  def fail_twice(self, state):
+    if len(failures) < 2:
+      failures.append(self.step)
+      raise OSError(28, 'No space left on device')
+    return start(self, state)
+
+  monkeypatch.setattr(writing.Write, '_start', fail_twice)
+  with open_noise(tmp_path) as checkpoints:
+    checkpoints.save(2, noise(2))
+  assert failures == [2, 2]
+  assert_same_bits(restore(tmp_path, layout)[0], noise(2))
+
+
+def test_an_old_one_goes_only_when_the_new_one_is_complete(
+  tmp_path, monkeypatch
+):
+  seen, rename = [], epath.backend.os_backend.rename
+
+  def watch(source, target):
+    folder = tmp_path / 'checkpoints'
+    seen.append((os.path.basename(source), sorted(os.listdir(folder))))
+    rename(source, target)
+
+  monkeypatch.setattr(type(epath.backend.os_backend), 'rename',
+                      lambda self, *paths: watch(*paths))  # fmt: skip
+  with open_noise(tmp_path, keep=1) as checkpoints:
+    for step in (1, 2):
+      checkpoints.save(step, noise(step))
+  assert [name for name in seen if name[0] in ('2.partial', '1')] == [
+    ('2.partial', ['1', '2.partial']),
+    ('1', ['1', '2']),
+  ]
+
+
+def test_what_a_killed_process_began_is_removed(run, layout):
+  folder = run / 'checkpoints'
+  shutil.copytree(folder / '2', folder / '3.partial')
+  shutil.copytree(folder / '2', folder / '4.orbax-checkpoint-tmp')
+  (folder / 'notes').mkdir()
+  assert_same_bits(restore(run, layout)[0], noise(2))
+  assert sorted(os.listdir(folder)) == ['1', '2', 'notes']
+
+
+def test_a_slow_disk_puts_saves_off(tmp_path, monkeypatch):
+  go_on = threading.Event()
+  start = writing.Write._start
+
+  def wait(self, state):
+    if self.step == 2:
+      go_on.wait()
+    return start(self, state)
+
+  monkeypatch.setattr(writing.Write, '_start', wait)
+  monkeypatch.setattr(checkpoint, 'PATIENCE_SECONDS', 0.1)
+  with open_noise(tmp_path, every=20) as checkpoints:
+    checkpoints.save(2, noise(2))
+    checkpoints.save(20, noise(20))
+    (line,) = checkpoints.news()
+    assert line.startswith('The checkpoint of step 2 is still being written')
+    assert not checkpoints.due(21, 100)
+    assert checkpoints.due(22, 100)
+    go_on.set()
+    checkpoints.save(22, noise(22))
+  assert sorted(os.listdir(tmp_path / 'checkpoints')) == ['2', '22']
+
+
+@pytest.mark.parametrize('name', ['SIGTERM', 'SIGINT'])
+def test_signals_ask_to_stop(tmp_path, name):
+  with manager(tmp_path) as checkpoints:
+    assert not checkpoints.stop_requested(1)
+    os.kill(os.getpid(), getattr(signal, name))
+    assert checkpoints.stop_requested(1)
+    checkpoints.save(1, STATE)
+    with pytest.raises(checkpoint.Preempted, match=f'{name} after step 1.'):
+      checkpoints.stop(1)
+  assert (tmp_path / 'checkpoints' / '1').is_dir()
+
+
+@pytest.mark.parametrize('kwargs', [dict(every=0), dict(keep=0)])
+def test_mistakes_are_explained(tmp_path, kwargs):
+  with pytest.raises(ValueError, match=r'config.checkpoint.\w+=0 is not at le'):
+    manager(tmp_path / 'run', **kwargs)
+  assert not (tmp_path / 'run').exists()

@@ -1,0 +1,110 @@
+"""Which checkpoint is whole, for all processes, and its state."""
+
+import jax
+
+from vit_jax.checkpoint import checksums, files, preemption
+
+
+def latest(directory, target):
+  """Restores the last checkpoint that all processes find whole.
+
+  Damaged ones after it are renamed. No process waits for another while it
+  reads, so that what only one of them meets holds nobody up; then they agree.
+
+  Args:
+    directory: that of all checkpoints.
+    target: tree of `jax.ShapeDtypeStruct` with shardings.
+
+  Returns:
+    (state, its step, lines that tell of damage); (None, None, []) if there is
+    no checkpoint.
+
+  Raises:
+    ValueError: if there are checkpoints but none is whole, if one cannot be
+      read for now, or is another model's. Nothing is renamed then.
+  """
+  folders = files.saved(directory)
+  damaged = {}
+  while True:
+    folder = next((f for f in folders if f.name not in damaged), None)
+    step = preemption.exchange(-1 if folder is None else int(folder.name))[0]
+    if step < 0:
+      break
+    folder = directory / str(step)
+    state, reason, is_checked = _read(folder, target)
+    if state is not None:
+      news = _set_aside(directory, damaged)
+      if not is_checked:
+        news.append(f'{folder} is of an earlier version, without checksums.')
+      return state, step, news
+    damaged[folder.name] = reason
+  if not damaged:
+    return None, None, []
+  reasons = ''.join(f'\n  {step}: {why}' for step, why in damaged.items())
+  raise ValueError(
+    f'No checkpoint in {directory} can be restored:{reasons}\nBring back a '
+    'copy of one, or move all away to start from the beginning.'
+  )
+
+
+def _read(folder, target):
+  """Returns the same on all processes, or raises the same.
+
+  Returns:
+    (state, None, whether its values were compared with checksums), or (None,
+    why it is damaged, False).
+  """
+  state, sums, problem = None, None, ''
+  try:
+    state, sums = files.read_state(folder, target)
+  except files.DamagedError as error:
+    problem = f'damaged|{error}'
+  except ValueError as error:
+    problem = f'other|{error}'
+  except Exception as error:
+    problem = f'unreadable|{files.in_short(error)}'
+  problems = preemption.exchange_text(problem)
+  if not any(problems) and sums is not None:
+    # The sums are over all processes, which have to come here together.
+    problems = preemption.exchange_text(_compare(checksums.whole(state), sums))
+  if not any(problems):
+    return state, None, sums is not None
+  number = next(i for i, problem in enumerate(problems) if problem)
+  kind, _, reason = problems[number].partition('|')
+  if kind == 'other':
+    raise ValueError(reason)
+  if len(problems) > 1:
+    reason = f'process {number}: {reason}'
+  if kind == 'unreadable':
+    raise ValueError(
+      f'{folder} cannot be read now ({reason}); try again when that is mended.'
+    )
+  return None, reason, False
+
+
+def _compare(found, saved):
+  for name in found:
+    if found[name] != saved.get(name):
+      return f'damaged|the values of {name} are not those that were saved'
+  return ''
+
+
+def _set_aside(directory, damaged):
+  """Returns lines that tell of it."""
+  news = []
+  if jax.process_index() > 0:
+    return news
+  for step, reason in damaged.items():
+    folder = directory / step
+    try:
+      new = files.set_aside(folder)
+    except Exception as error:
+      raise ValueError(
+        f'{folder} is damaged ({reason}) and cannot be renamed '
+        f'({files.in_short(error)}); move it away.'
+      ) from error
+    news.append(
+      f'WARNING: the checkpoint of step {int(step):,} is damaged ({reason}); '
+      f'the one before it is used. It is now {new}.'
+    )
+  return news
