@@ -1,7 +1,8 @@
 """What a run says: the terminal, metrics.jsonl, TensorBoard.
 
 `metrics.jsonl` has one JSON object a line: 'step', and numbers named
-'section/name'. Only process 0 writes.
+'section/name'. Only process 0 writes. At gs:// the files are copied every 30
+seconds, before each checkpoint, and at the end.
 """
 
 import json
@@ -12,9 +13,16 @@ import time
 
 import jax
 
+from vit_jax import mirror
+
 
 class Writer:
-  """Writes scalars; a context that leaves the files closed and whole."""
+  """Writes scalars; a context that leaves the files closed and whole.
+
+  Attributes:
+    goodput: what was written of it when the state was saved that the run goes
+      on from; None if nothing was.
+  """
 
   def __init__(
     self, workdir, batch_size, total_steps, first_step, peak_seconds=None
@@ -37,16 +45,19 @@ class Writer:
     self._finite_step = self._first_step = self._mark_step = first_step
     self._start = self._mark = time.perf_counter()
     self._is_writer = jax.process_index() == 0
-    self._terminal = _Terminal()
+    self._terminal, self.goodput = _Terminal(), None
     if not self._is_writer:
       return
-    self._path = workdir / 'metrics.jsonl'
-    _drop_what_is_redone(self._path, first_step)
-    self._file = self._path.open('a')
+    self._mirror = mirror.Mirror(workdir)
+    self._mirror.fetch('metrics.jsonl')
+    path = self._mirror.folder / 'metrics.jsonl'
+    self.goodput = _drop_what_is_redone(path, first_step)
+    self._file = path.open('a')
     # clu and TensorFlow are slow to import, and only this needs them.
     from clu.metric_writers import AsyncWriter, SummaryWriter
 
-    self._tensorboard = AsyncWriter(SummaryWriter(str(workdir / 'tensorboard')))
+    folder = self._mirror.folder / 'tensorboard'
+    self._tensorboard = AsyncWriter(SummaryWriter(str(folder)))
 
   def __enter__(self):
     return self
@@ -56,6 +67,12 @@ class Writer:
       self._terminal.end_line()
       self._file.close()
       self._tensorboard.close()
+      try:
+        self._mirror.close()
+      except OSError as error:
+        if exception == (None, None, None):
+          raise
+        self.say(f'Warning: {error}')  # what ended the run matters more
 
   def start_clock(self, step):
     """Starts to count images per second; call it when compilation is over."""
@@ -104,21 +121,37 @@ class Writer:
       self._file.flush()
       self._tensorboard.write_scalars(step, flat)
       self._show(step, section, values)
+      self._warn(self._mirror.copy_soon())
 
-  def say(self, text):
-    """Prints a line."""
+  def flush(self):
+    """Returns when what was written will outlive this process.
+
+    Before a checkpoint: a run that goes on from there keeps the lines up to it.
+    """
     if self._is_writer:
-      self._terminal.line(text)
+      self._warn(self._mirror.copy())
+
+  def say(self, *lines):
+    """Prints lines."""
+    if self._is_writer:
+      for line in lines:
+        self._terminal.line(line)
 
   def results(self):
     """Returns the last evaluations in words: 'test accuracy 98.3%, ...'."""
     return '; '.join(
       f'{section} {_in_words(values)}'
       for section, values in self._latest.items()
-      if section != 'train'
+      if section not in ('train', 'goodput')
     )
 
+  def _warn(self, failure):
+    if failure:
+      self.say(f'Warning: {failure} Training goes on, and tries it again.')
+
   def _show(self, step, section, values):
+    if section == 'goodput':
+      return  # said at the end
     if section != 'train':
       self.say(f'step {step:>6,}  {section}: {_in_words(values)}')
       return
@@ -180,23 +213,43 @@ def _in_words(values):
 
 
 def _drop_what_is_redone(path, first_step):
-  """Rewrites a metrics file up to what a run does after `first_step`."""
+  """Rewrites a metrics file up to what a run does after `first_step`.
+
+  Returns:
+    The scalars of goodput that were written when that state was saved, or None.
+  """
   if not path.exists():
-    return
+    return None
   text = path.read_text()
+  lines = [(line, _parse(line)) for line in text.splitlines()]
   kept = ''.join(
-    line + '\n' for line in text.splitlines() if _is_kept(line, first_step)
+    line + '\n' for line, values in lines if _is_kept(values, first_step)
   )
   if kept != text:
     partial = path.with_name('metrics.jsonl.partial')
     partial.write_text(kept)
     partial.replace(path)
+  for _, values in reversed(lines):
+    if values and values['step'] == first_step and 'goodput/step' in values:
+      return {
+        name.removeprefix('goodput/'): value for name, value in values.items()
+      } | {'step': values['goodput/step']}
+  return None
 
 
-def _is_kept(line, first_step):
+def _parse(line):
+  """Returns the dict of a line, or None if it is damaged."""
   try:
     values = json.loads(line)
-    step = values['step']
+    values['step'] + 0
   except (ValueError, TypeError, KeyError):  # killed while it wrote the line
+    return None
+  return values
+
+
+def _is_kept(values, first_step):
+  if values is None or values['step'] > first_step:
     return False
-  return step < first_step or (step == first_step and 'train/loss' in values)
+  # Evaluations of that step are done again.
+  is_of_loop = 'train/loss' in values or 'goodput/step' in values
+  return values['step'] < first_step or is_of_loop

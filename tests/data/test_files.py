@@ -415,17 +415,3 @@ def test_sources_agree_on_their_form(photos):
   ):
     for attribute in ('spec', 'read', 'parse', 'name', 'reason'):
       assert hasattr(source, attribute)
-
-
-def test_manifests_and_images_in_a_bucket(bucket):
-  put(bucket, 'a/1.png')
-  (bucket / 'a/m.csv').write_text('path,label\n1.png,cat\n')
-  data = load('gs://bucket/a/m.csv')
-  assert data.class_names == ('cat',)
-  assert names(data) == ['gs://bucket/a/1.png']
-  content = (bucket / 'a/1.png').read_bytes()
-  assert data.source.read(np.array([0]))['image'][0] == content
-  (bucket / 'a/m.csv.classes.txt').write_text('ape\ncat\n')
-  assert load('gs://bucket/a/m.csv').class_names == ('ape', 'cat')
-  with pytest.raises(ValueError, match='single images far away; list them'):
-    load('gs://bucket/a')

@@ -204,14 +204,11 @@ def test_what_is_no_file_is_not_opened(tmp_path):
       images.read(tmp_path / name)
 
 
-def test_files_beyond_the_limit_are_not_read(bucket, tmp_path, monkeypatch):
+def test_files_beyond_the_limit_are_not_read(tmp_path, monkeypatch):
   monkeypatch.setattr(images, '_MAX_BYTES', 99)
-  for folder in (bucket / 'a', tmp_path / 'a'):
-    folder.mkdir(parents=True)
-    (folder / 'x.png').write_bytes(b'x' * 100)
-  for path in ('gs://bucket/a/x.png', tmp_path / 'a/x.png'):
-    with pytest.raises(ValueError, match='larger than 99 bytes'):
-      images.read(path)
+  (tmp_path / 'x.png').write_bytes(b'x' * 100)
+  with pytest.raises(ValueError, match='larger than 99 bytes'):
+    images.read(tmp_path / 'x.png')
 
 
 def png_header(width, height):

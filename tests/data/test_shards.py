@@ -301,14 +301,3 @@ def test_a_packing_that_was_not_finished_says_so(folder):
   assert shards.is_prepared(folder)
   with pytest.raises(ValueError, match='not packed to its end'):
     shards.load(folder, 'train')
-
-
-def test_shards_are_written_to_gs(folder, bucket):
-  rows = [example(i, [i % 3]) for i in range(10)]
-  write('gs://bucket/s', {'train': rows[:7], 'val': rows[7:]})
-  for file in folder.glob('*.*'):
-    assert (bucket / 's' / file.name).read_bytes() == file.read_bytes()
-  assert shards.is_prepared(epath.Path('gs://bucket/s'))
-  (bucket / 's' / 'val-00000.array_record').unlink()
-  with pytest.raises(ValueError, match=r'gs://.*val-00000.*is missing'):
-    shards.load(epath.Path('gs://bucket/s'), 'val')

@@ -7,7 +7,6 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
-from etils.epath import testing
 
 from vit_jax.weights import files
 
@@ -104,22 +103,6 @@ def test_safetensors_is_what_its_library_reads(tmp_path):
   with safetensors.safe_open(path, framework='np') as file:
     check_equal({name: file.get_tensor(name) for name in ARRAYS}, ARRAYS)
     assert file.metadata() == {'grid': '14x14'}
-
-
-@pytest.mark.parametrize('suffix', SUFFIXES)
-def test_reads_and_writes_buckets(tmp_path, suffix, monkeypatch):
-  monkeypatch.setattr('etils.epath.gpath._is_tf_installed', lambda: False)
-
-  def call(original, *args, **kwargs):
-    args = [str(arg).replace('gs://bucket', str(tmp_path)) for arg in args]
-    return original(*args, **kwargs)
-
-  functions = 'exists isdir listdir makedirs remove replace copy open'
-  with testing.mock_epath(**dict.fromkeys(functions.split(), call)):
-    files.write(f'gs://bucket/model{suffix}', ARRAYS)
-    check_equal(files.read(f'gs://bucket/model{suffix}'), ARRAYS)
-    with pytest.raises(ValueError, match='gs://bucket/mod.npz .* not exist'):
-      files.read('gs://bucket/mod.npz')
 
 
 def test_write_replaces_only_when_told(tmp_path):

@@ -3,7 +3,8 @@
 import unicodedata
 
 import numpy as np
-from etils import epath
+
+from vit_jax import storage
 
 _MAX_LABEL = 1_000_000
 
@@ -103,11 +104,12 @@ def read(path):
   Raises:
     ValueError: if it names a class twice, or is no text.
   """
-  path = epath.Path(path)
-  if not path.exists():
-    return None
+  path = storage.path(path)
   try:
-    text = path.read_bytes().decode('utf-8-sig')
+    with storage.errors(path):
+      if not path.exists():
+        return None
+      text = path.read_bytes().decode('utf-8-sig')
   except UnicodeDecodeError:
     raise ValueError(
       f'{path} is not text in UTF-8; save it in that encoding.'

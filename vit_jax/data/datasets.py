@@ -9,9 +9,8 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
-from etils import epath
 
-from vit_jax import names
+from vit_jax import names, storage
 from vit_jax.data import (
   files,
   objectnet,
@@ -113,7 +112,8 @@ def _open(dataset, split, class_names):
     except ValueError as error:
       raise ValueError(f'{error}{_hint(row, split)}') from None
     return Data(source, row.num_classes, None)
-  path = epath.Path(dataset).expanduser()
+  storage.check(dataset, 'dataset')
+  path = storage.path(dataset)
   if not path.exists():
     raise ValueError(
       f'dataset={dataset!r} does not exist; give the path of a folder of '
@@ -131,7 +131,7 @@ def _open(dataset, split, class_names):
     return data
   found = files.load(str(path), class_names)
   source = files.FilesSource(found, split)
-  given = (path / 'classes.txt', epath.Path(f'{path}.classes.txt'))
+  given = (path / 'classes.txt', storage.path(f'{path}.classes.txt'))
   names_are_sorted = class_names is None and not any(p.exists() for p in given)
   return Data(source, found.num_classes, found.class_names, names_are_sorted)
 
@@ -208,7 +208,7 @@ def _prepared(num_classes, name, num_train, how):
   """
 
   def source(split):
-    path = epath.Path(sources.data_dir()).expanduser() / name
+    path = storage.path(sources.data_dir()) / name
     if not shards.is_prepared(path):
       raise ValueError(f'{path} has no prepared shards; {how}.')
     source, found, _ = shards.load(path, split)

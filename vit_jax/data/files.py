@@ -22,6 +22,7 @@ import os
 
 import numpy as np
 
+from vit_jax import storage
 from vit_jax.data import classes, folders, images, manifest, splits, tf
 
 _VAL_EVERY = 10
@@ -215,6 +216,8 @@ class FilesSource:
   def _read_or_nothing(self, row):
     try:
       return images.read(self._files.path(row))
+    except storage.StoreError:  # the image may be good
+      raise
     except Exception:  # `reason` says why
       return b''
 

@@ -13,8 +13,8 @@ import threading
 import warnings
 
 import numpy as np
-from etils import epath
 
+from vit_jax import storage
 from vit_jax.data import preprocess, tf
 
 # Of files in folders; a file that is named itself may have any.
@@ -110,10 +110,13 @@ def read(path):
     Exception: of any type, if the file or the image in it cannot be read.
   """
   path = os.fspath(path)
-  if '://' in path:
-    path = epath.Path(path)
-    _check_num_bytes(path.stat().length)
-    return standard(path.read_bytes())
+  if storage.is_remote(path):
+    # A store that fails says nothing of the image.
+    with storage.errors(path):
+      path = storage.path(path)
+      _check_num_bytes(path.stat().length)
+      encoded = path.read_bytes()
+    return standard(encoded)
   status = os.stat(path)
   # To open a pipe may wait for ever; to open a folder says that it is one.
   if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):

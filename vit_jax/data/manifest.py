@@ -13,7 +13,7 @@ import json
 import re
 from typing import NamedTuple
 
-from etils import epath
+from vit_jax import storage
 
 EXTENSIONS = ('.csv', '.jsonl')
 _NUMBER = re.compile(r'0|-?[1-9][0-9]{0,99}')  # '01' is another text than '1'
@@ -57,8 +57,10 @@ def rows(path):
 
 
 def _open(path):
-  if '://' in path:
-    return io.StringIO(epath.Path(path).read_text().removeprefix('\ufeff'))
+  if storage.is_remote(path):
+    with storage.errors(path):
+      text = storage.path(path).read_text()
+    return io.StringIO(text.removeprefix('\ufeff'))
   return open(path, encoding='utf-8-sig', newline='')
 
 

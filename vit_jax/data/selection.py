@@ -7,8 +7,8 @@ of JSON that says which examples they are of, then one index a line.
 import json
 
 import numpy as np
-from etils import epath
 
+from vit_jax import storage
 from vit_jax.data import order
 
 # Of all subsets, whatever the run's seed: a smaller one is inside a larger one.
@@ -94,7 +94,8 @@ def write_drop_list(path, indices, dataset, split, num_examples):
     num_examples: that the split has.
   """
   header = dict(dataset=dataset, split=split, num_examples=num_examples)
-  with epath.Path(path).open('w') as file:
+  path = storage.path(path)
+  with storage.errors(path, 'written'), path.open('w') as file:
     file.write(json.dumps(header) + '\n')
     file.writelines(f'{index}\n' for index in indices)
 
@@ -111,7 +112,9 @@ def read_drop_list(path, split, num_examples):
     ValueError: if it is no such file, or one of other examples.
   """
   try:
-    header, _, rest = epath.Path(path).read_text().partition('\n')
+    with storage.errors(path):
+      text = storage.path(path).read_text()
+    header, _, rest = text.partition('\n')
     header = json.loads(header)
     indices = np.array(rest.split(), np.int64)
     of, made_for = header['num_examples'], header['split']

@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from vit_jax import names
+from vit_jax import names, storage
 
 NAME = 'dataset.json'
 # What a packing that is not over knows; hidden, so that it is no class.
@@ -57,11 +57,11 @@ def is_table(path):
   Other programs write files of that name; what is wrong with it, `read` says.
   """
   file = path / NAME
-  if not file.exists():  # to open it at gs:// would raise what is no OSError
-    return False
   try:
-    with file.open('rb') as table:
+    with storage.errors(file), file.open('rb') as table:
       text = table.read(_MAX_TABLE_BYTES)
+  except storage.StoreError:
+    raise
   except OSError:
     return False
   return b'"format"' in text and b'"splits"' in text
@@ -71,14 +71,16 @@ def read(path):
   """Returns the Table of a folder, an `epath.Path`; raises ValueError."""
   file = path / NAME
   try:
-    size = file.stat().length
-    text = file.read_text() if size <= _MAX_TABLE_BYTES else None
+    with storage.errors(file):
+      size = file.stat().length
+      text = file.read_text() if size <= _MAX_TABLE_BYTES else None
   except FileNotFoundError:
     raise ValueError(
       f'{path} was not packed to its end; {again(path)}'
     ) from None
   except (OSError, UnicodeDecodeError) as error:
-    raise ValueError(f'{file} cannot be read: {error}.') from None
+    reason = storage.explain(error, file)
+    raise ValueError(f'{file} cannot be read: {reason}.') from None
   if text is None:
     raise ValueError(
       f'{file} has {size:,} bytes, more than {_MAX_TABLE_BYTES:,}: it is no '

@@ -11,7 +11,6 @@ import functools
 import json
 import os
 import pathlib
-import shutil
 import tempfile
 import zlib
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
+from vit_jax import storage
 from vit_jax.data import shard_table, shards
 
 # Large enough that object stores read them at full speed and that ImageNet-21k
@@ -80,6 +80,7 @@ def folder(path, source, splits):
   """
   for split in splits:
     shard_table.check_split(split)
+  storage.check(path, '--out')
   state = path / shard_table.STATE
   if path.exists() and not path.is_dir():
     raise ValueError(f'--out={path} is a file; give a folder.')
@@ -199,7 +200,7 @@ def _write_shard(file, stream, bytes_per_shard, last=None):
 
   It ends at the position `last`; None is where it has enough bytes.
   """
-  is_remote = '://' in os.fspath(file)
+  is_remote = storage.is_remote(file)
   # array_record does not write to gs://, so that the shard is copied there. On
   # the same disk, to rename it is one step; what a kill leaves is overwritten.
   state = contextlib.nullcontext(file.parent / shard_table.STATE)
@@ -226,11 +227,7 @@ def _write_shard(file, stream, bytes_per_shard, last=None):
         f'{partial} could not be written; is there room on the disk?'
       )
     shard = shard_table.Shard(file.name, num_examples, partial.stat().st_size)
-    if is_remote:
-      with partial.open('rb') as source, file.open('wb') as target:
-        shutil.copyfileobj(source, target, 2**24)
-    else:
-      _replace(partial, file)
+    (storage.upload if is_remote else _replace)(partial, file)
   return Written(shard, end, bad, is_last, _join(stamps))
 
 
@@ -242,7 +239,8 @@ def _replace(partial, file):
 
 def _is_whole(file, shard):
   try:
-    return file.stat().length == shard.num_bytes
+    with storage.errors(file):
+      return file.stat().length == shard.num_bytes
   except FileNotFoundError:
     return False
 
@@ -262,7 +260,8 @@ def _read_note(path):
 
 def _read_json(path):
   try:
-    return json.loads(path.read_text())
+    with storage.errors(path):
+      return json.loads(path.read_text())
   except (FileNotFoundError, ValueError, RecursionError):
     return None
 
@@ -273,8 +272,9 @@ def _write_json(path, value):
 
 def _write_text(path, text):
   """Writes a file so that it is there whole or not at all."""
-  if '://' in os.fspath(path):  # an object appears when it is whole
-    path.write_text(text)
+  if storage.is_remote(path):  # an object appears when it is whole
+    with storage.errors(path, 'written'):
+      path.write_text(text)
     return
   partial = epath.Path(f'{path}.partial')
   partial.write_text(text)
@@ -284,7 +284,7 @@ def _write_text(path, text):
 @contextlib.contextmanager
 def _lock(state):
   """Holds a local folder; one that is remote has nothing to hold."""
-  if '://' in os.fspath(state):
+  if storage.is_remote(state):
     yield
     return
   import fcntl

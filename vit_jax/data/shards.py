@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from vit_jax import storage
 from vit_jax.data import shard_table, sources, splits, tf
 
 _THREADS = 32  # they wait for disks and networks
@@ -30,7 +31,9 @@ class _Piece(NamedTuple):
 
 def is_prepared(path):
   """Returns whether an `epath.Path` is a folder of shards, or becomes one."""
-  return (path / shard_table.STATE).exists() or shard_table.is_table(path)
+  with storage.errors(path):
+    packing = (path / shard_table.STATE).exists()
+  return packing or shard_table.is_table(path)
 
 
 def array_record():
@@ -198,7 +201,8 @@ def _check_shard(path, shard):
   """Raises ValueError if a shard is not the file that the table tells of."""
   file = path / shard.file
   try:
-    size = file.stat().length
+    with storage.errors(file):
+      size = file.stat().length
   except FileNotFoundError:
     raise ValueError(f'{file} is missing; {shard_table.again(path)}') from None
   if size != shard.num_bytes:
@@ -206,7 +210,7 @@ def _check_shard(path, shard):
       f'{file} has {size:,} bytes, not {shard.num_bytes:,}; '
       f'{shard_table.again(path)}'
     )
-  if '://' in os.fspath(file):  # to open thousands over a network takes minutes
+  if storage.is_remote(file):  # to open thousands over a network takes minutes
     return
   found = num_records(file)
   if found != shard.num_examples:

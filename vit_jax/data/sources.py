@@ -15,9 +15,15 @@ runs in TensorFlow's threads. A record that cannot be read is an empty string,
 which nothing can parse; `pipeline` then says what is to become of it.
 """
 
+import re
+
 import numpy as np
 
+from vit_jax import storage
 from vit_jax.data import preprocess, tf
+
+# What the client of Google Cloud Storage in array_record says.
+_STORE_FAILED = re.compile('Permanent error|Retry policy exhausted')
 
 
 class ArraySource:
@@ -162,11 +168,22 @@ def read_records(records, indices):
 
 
 def why_unreadable(records, index):
-  """Returns why a record cannot be read, or None if it can."""
+  """Returns why a record cannot be read, or None if it can.
+
+  Raises:
+    storage.StoreError: if that is no fault of the record, but an object store
+      refused or failed.
+  """
   try:
     records[int(index)]
   except Exception as error:  # array_record raises what C++ says
-    return str(error) or type(error).__name__
+    text = str(error) or type(error).__name__
+    if _STORE_FAILED.match(text):
+      raise storage.StoreError(
+        f'A shard cannot be read: {text[:500]}. Mend that, or wait until the '
+        'store answers; the same command then goes on.'
+      ) from None
+    return text
   return None
 
 

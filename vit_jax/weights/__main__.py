@@ -17,7 +17,7 @@ import sys
 
 from etils import epath
 
-from vit_jax import command_line, weights
+from vit_jax import command_line, storage, weights
 from vit_jax.models import layers
 from vit_jax.weights import (
   adapt,
@@ -100,7 +100,7 @@ COMMANDS = {
 
 
 def _written(path):
-  path = epath.Path(path).expanduser()
+  path = storage.path(path)
   return f'wrote {path}, {_size(path):,} bytes'
 
 

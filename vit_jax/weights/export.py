@@ -17,9 +17,8 @@ import jax
 import jax.export
 import jax.numpy as jnp
 import numpy as np
-from etils import epath
 
-from vit_jax import models
+from vit_jax import models, storage
 from vit_jax.weights import describe
 
 PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
@@ -47,7 +46,7 @@ def export(path, checkpoint, platforms=('cpu', 'cuda', 'tpu'), overwrite=False):
     ValueError: on a platform that does not exist, a model without head, weights
       that are too large, or a path that cannot be written.
   """
-  path = epath.Path(path).expanduser()
+  path = storage.path(path)
   _check(path, checkpoint, platforms, overwrite)
   params = stored(checkpoint)
   check_size(path, params)
@@ -76,7 +75,7 @@ def read(path):
     ValueError: if there is no such file, or it is another one or damaged; later
       on, if the function is called with other than pixels of that size.
   """
-  path = epath.Path(path).expanduser()
+  path = storage.path(path)
   try:
     exported = jax.export.deserialize(bytearray(path.read_bytes()))
     (aval,) = exported.in_avals
@@ -161,15 +160,11 @@ def check_size(path, params):
 
 
 def _write(path, data, overwrite):
-  partial = path.with_name(path.name + '.partial')
   try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
+    with storage.whole_file(path) as partial:
       partial.write_bytes(data)
-      partial.replace(path)
-    finally:
-      partial.unlink(missing_ok=True)
   except Exception as error:  # buckets have many kinds
+    reason = storage.explain(error, path)
     raise ValueError(
-      f'{path} cannot be written: {error}; mend that, or choose another name.'
+      f'{path} cannot be written: {reason}; mend that, or choose another name.'
     ) from None

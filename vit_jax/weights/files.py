@@ -4,17 +4,15 @@ Nothing here reads a pickle, and a file's claims about sizes are checked against
 its length before any memory is taken.
 """
 
-import contextlib
 import difflib
 import math
-import pathlib
-import tempfile
 import zipfile
 
 import ml_dtypes
 import numpy as np
 import safetensors.numpy
-from etils import epath
+
+from vit_jax import storage
 
 # The dtypes that can be read and written, by safetensors' names.
 _DTYPES = {
@@ -52,10 +50,13 @@ def headers(path):
 
 def metadata(path):
   """Returns the dict of str in a `.safetensors` file, {} of other files."""
-  path = epath.Path(path).expanduser()
+  path = storage.path(path)
   if path.suffix != '.safetensors':
     return {}
-  with _local(path) as local, safetensors.safe_open(local, 'np') as file:
+  with (
+    storage.local_copy(path) as local,
+    safetensors.safe_open(local, 'np') as file,
+  ):
     return file.metadata() or {}
 
 
@@ -72,7 +73,7 @@ def write(path, arrays, metadata=None, overwrite=False):
     ValueError: on another suffix, an existing file, an array of another dtype,
       metadata that cannot be kept, or a folder that cannot be written.
   """
-  path = epath.Path(path).expanduser()
+  path = storage.path(path)
   _check_suffix(path)
   if metadata and path.suffix == '.npz':
     raise ValueError(f'{path} cannot hold metadata; name it .safetensors.')
@@ -84,36 +85,35 @@ def write(path, arrays, metadata=None, overwrite=False):
         f'{path}: the array {name!r} has dtype {array.dtype}; convert it to '
         f'one of {_ALLOWED}.'
       )
-  partial = path.with_name(path.name + '.partial')
+  storage.check(path)
   save = _save_npz if path.suffix == '.npz' else _save_safetensors
   try:
     if path.exists() and not overwrite:
-      raise FileExistsError('it exists, and is not to be overwritten')
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
+      raise ValueError('it exists, and is not to be overwritten')
+    with storage.whole_file(path) as partial:
       save(partial, arrays, metadata)
-      partial.replace(path)
-    finally:
-      partial.unlink(missing_ok=True)
   except Exception as error:  # buckets have many kinds
+    reason = storage.explain(error, path)
     raise ValueError(
-      f'{path} cannot be written: {error}; mend that, or choose another name.'
+      f'{path} cannot be written: {reason}; mend that, or choose another name.'
     ) from None
 
 
 def _load(path, with_arrays):
-  path = epath.Path(path).expanduser()
+  path = storage.path(path)
   _check_suffix(path)
+  storage.check(path)
   load = _load_npz if path.suffix == '.npz' else _load_safetensors
   advice = ''
   try:
     _check_is_file(path)
     advice = '; if it was downloaded, delete it and download it again'
-    with _local(path) as local:
+    with storage.local_copy(path) as local:
       _check_start(local)
       return load(local, with_arrays)
   except Exception as error:  # zipfile, safetensors, ... have many kinds
-    raise ValueError(f'{path} cannot be read: {error}{advice}.') from None
+    reason = storage.explain(error, path)
+    raise ValueError(f'{path} cannot be read: {reason}{advice}.') from None
 
 
 def _check_suffix(path):
@@ -137,18 +137,6 @@ def _check_is_file(path):
   near = ', '.join(difflib.get_close_matches(path.name, names, 3, 0.5))
   there = f'; its folder has {near}' if near else ''
   raise ValueError(f'it does not exist{there}')
-
-
-@contextlib.contextmanager
-def _local(path):
-  """Gives a local path to the file, for the time of the context."""
-  if '://' not in str(path):
-    yield pathlib.Path(path)
-    return
-  with tempfile.TemporaryDirectory() as folder:
-    local = pathlib.Path(folder) / path.name
-    path.copy(local)
-    yield local
 
 
 def _check_start(path):
@@ -294,7 +282,4 @@ def _save_npz(path, arrays, _):
 
 
 def _save_safetensors(path, arrays, metadata):
-  if '://' in str(path):
-    path.write_bytes(safetensors.numpy.save(arrays, metadata))
-  else:
-    safetensors.numpy.save_file(arrays, path, metadata)
+  safetensors.numpy.save_file(arrays, path, metadata)

@@ -7,9 +7,8 @@ import contextlib
 from typing import NamedTuple
 
 import numpy as np
-from etils import epath
 
-from vit_jax import models
+from vit_jax import models, storage
 from vit_jax.weights import files, public, report
 from vit_jax.weights import source as sources
 
@@ -84,7 +83,7 @@ def raw(src):
     ValueError: if there is nothing, or it is damaged.
   """
   is_public = str(src) in public.WEIGHTS
-  path = epath.Path(public.fetch(src) if is_public else src).expanduser()
+  path = storage.path(public.fetch(src) if is_public else src)
   if path.is_dir():
     from vit_jax.weights import orbax
 

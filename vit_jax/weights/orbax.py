@@ -5,9 +5,8 @@ import json
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from etils import epath
 
-from vit_jax import names
+from vit_jax import names, storage
 
 
 def find(path):
@@ -23,7 +22,7 @@ def find(path):
     return path
   if (path / 'checkpoints').is_dir():
     path = path / 'checkpoints'
-  steps = [p for p in path.iterdir() if p.name.isdecimal()]
+  steps = [p for p in path.iterdir() if p.name.isdecimal() and _is_whole(p)]
   return max(steps, key=lambda p: int(p.name)) if steps else None
 
 
@@ -41,7 +40,7 @@ def load(path):
   Raises:
     ValueError: if it is damaged.
   """
-  path = _absolute(path)
+  path = storage.absolute(path)  # Orbax takes no others
   try:
     config = _read_json(path / 'config')
     inputs = _read_json(path / 'inputs') if (path / 'inputs').exists() else {}
@@ -92,7 +91,7 @@ def save(path, params, arguments, inputs, overwrite):
   try:
     with _checkpointer() as checkpointer:
       checkpointer.save(
-        _absolute(path),
+        storage.absolute(path),
         args=ocp.args.Composite(
           state=ocp.args.PyTreeSave({'params': params}),
           config=ocp.args.JsonSave({'model': arguments}),
@@ -106,10 +105,13 @@ def save(path, params, arguments, inputs, overwrite):
     ) from None
 
 
-def _absolute(path):
-  # Orbax takes no others; `resolve` would break gs://.
-  path = epath.Path(path)
-  return path if path.is_absolute() else path.resolve()
+def _is_whole(path):
+  """Returns whether a step's folder is a checkpoint that was saved to its end.
+
+  A local one has its name only then. Buckets do not rename: Orbax writes a file
+  at last.
+  """
+  return not storage.is_remote(path) or (path / 'commit_success.txt').exists()
 
 
 def _checkpointer():

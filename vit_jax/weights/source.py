@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
-from vit_jax import models, names
+from vit_jax import models, names, storage
 from vit_jax.data import labels
 from vit_jax.weights import (
   beside,
@@ -81,7 +81,8 @@ def read(path, grid=None, num_heads_else=None, **overrides):
     source = _read_file(text, file, config, grid, overrides)
     known = row.labels and labels.names_of(row.labels)
     return source._replace(labels=known)
-  file = epath.Path(path).expanduser()
+  file = storage.path(path)
+  storage.check(file)
   if file.is_dir():
     from vit_jax.weights import orbax
 

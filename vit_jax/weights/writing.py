@@ -2,9 +2,7 @@
 
 import json
 
-from etils import epath
-
-from vit_jax import models
+from vit_jax import models, storage
 from vit_jax.weights import describe, files, huggingface, infer, layout
 from vit_jax.weights.source import LAYOUTS, METADATA
 
@@ -45,7 +43,7 @@ def save(
     ValueError: if the layout has no place for the model, or the path cannot be
       written.
   """
-  path = epath.Path(path).expanduser()
+  path = storage.path(path)
   kinds = (*LAYOUTS, 'orbax')
   if to is None:
     to = SUFFIXES.get(path.suffix)

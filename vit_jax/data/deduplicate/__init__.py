@@ -11,8 +11,8 @@ import json
 import sys
 
 import numpy as np
-from etils import epath
 
+from vit_jax import storage
 from vit_jax.data import datasets, selection
 from vit_jax.data.deduplicate import search, sheet
 from vit_jax.data.deduplicate.index import NEAR, Index, import_faiss
@@ -60,7 +60,7 @@ def deduplicate(
     raise ValueError(
       f'--max_distance={max_distance} is not in [0, 1); 0.1 is the default.'
     )
-  out = epath.Path(out).expanduser()
+  out = storage.path(out)
   _check_out(out, overwrite)
   training = datasets.load(*train, '--train').source
   tests = [datasets.load(*one, '--against').source for one in against]

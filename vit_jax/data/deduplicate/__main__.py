@@ -21,9 +21,8 @@ import re
 import sys
 
 import numpy as np
-from etils import epath
 
-from vit_jax import command_line
+from vit_jax import command_line, storage
 from vit_jax.data import deduplicate
 from vit_jax.data.deduplicate import evaluation, sheet
 
@@ -120,7 +119,7 @@ def _evaluate(args):
       )
       for name, number, test, distance in sorted(wrong, key=lambda x: x[3])
     ]
-    path = epath.Path(args.out).expanduser() / 'wrong.png'
+    path = storage.path(args.out) / 'wrong.png'
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.write(path, pairs[: sheet.MOST])
     print(f'wrote {path}: {len(pairs)} wrong matches')

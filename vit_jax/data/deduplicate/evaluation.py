@@ -4,8 +4,8 @@ import io
 from typing import NamedTuple
 
 import numpy as np
-from etils import epath
 
+from vit_jax import storage
 from vit_jax.data import images
 from vit_jax.data.deduplicate import fingerprints
 from vit_jax.data.deduplicate.index import Index
@@ -191,7 +191,7 @@ def tiles(photos=None):
     found = [Image.fromarray(sample) for sample in samples]
     width, height = 106, 80
   else:
-    folder = epath.Path(photos).expanduser()
+    folder = storage.path(photos)
     paths = list(images.walk(str(folder))) if folder.is_dir() else []
     if not paths:
       raise ValueError(f'--photos={photos} has no images; name another folder.')

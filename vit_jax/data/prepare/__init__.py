@@ -2,8 +2,7 @@
 
 import os
 
-from etils import epath
-
+from vit_jax import storage
 from vit_jax.data import datasets, labels, manifest, sources
 from vit_jax.data.prepare import (
   file_packing,
@@ -85,7 +84,7 @@ def prepare(name, from_path=None, out=None, **options):
       other = '_winter21' if ' winter21 ' in found.source else ''
       out = os.path.join(sources.data_dir(), name + other)
   _check_beside(from_path or name, out)
-  packing.pack(found, epath.Path(out).expanduser(), **options)
+  packing.pack(found, storage.path(out), **options)
 
 
 def _check_beside(path, out):
@@ -121,7 +120,7 @@ def _inputs_of_name(name, from_path, release):
         else 'a folder of images, or a manifest (.csv, .jsonl).'
       )
     )
-  path = epath.Path(from_path).expanduser()
+  path = storage.path(from_path)
   if not path.exists():
     raise ValueError(f'--from={from_path} does not exist.')
   if name != 'imagenet21k':

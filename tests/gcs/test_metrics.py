@@ -1,0 +1,61 @@
+import json
+
+import pytest
+from gcs.flaky_proxy import Fault
+
+from vit_jax import metrics
+
+
+def lines(folder):
+  text = (folder / 'metrics.jsonl').read_text()
+  return [
+    (line['step'], line.get('train/loss'))
+    for line in map(json.loads, text.splitlines())
+  ]
+
+
+def write(writer, *steps):
+  for step in steps:
+    writer.scalars(step, 'train', {'loss': float(step)})
+
+
+def test_what_was_flushed_outlives_a_kill(folder):
+  killed = metrics.Writer(folder, 10, 100, 0)
+  write(killed, 1, 2, 3)
+  killed.flush()
+  write(killed, 4)
+  assert lines(folder) == [(1, 1.0), (2, 2.0), (3, 3.0)]
+
+  with metrics.Writer(folder, 10, 100, 2) as writer:  # step 2 has a checkpoint
+    write(writer, 3, 4, 5)
+  assert lines(folder) == [(n, float(n)) for n in range(1, 6)]
+  assert len(list((folder / 'tensorboard').iterdir())) == 2
+  killed.__exit__(None, None, None)  # ends its threads
+
+
+def test_a_store_that_fails_stops_no_training(folder, proxy, capsys):
+  with metrics.Writer(folder, 10, 100, 0) as writer:
+    proxy.faults.append(Fault(403))
+    write(writer, 1)
+    writer.flush()
+    out = capsys.readouterr().out
+    assert f'Warning: {folder}/metrics.jsonl cannot be written: access' in out
+    assert 'Training goes on, and tries it again.' in out
+    proxy.faults.clear()
+    write(writer, 2)
+  assert lines(folder) == [(1, 1.0), (2, 2.0)]
+
+  with (
+    pytest.raises(OSError, match='The files are kept: `gcloud storage cp -r'),
+    metrics.Writer(folder, 10, 100, 2) as writer,
+  ):
+    write(writer, 3)
+    proxy.faults.append(Fault(403))
+  # What ended a run is what it says.
+  proxy.faults.clear()
+  with (
+    pytest.raises(FloatingPointError),
+    metrics.Writer(folder, 10, 100, 2) as writer,
+  ):
+    proxy.faults.append(Fault(403))
+    write(writer, 3, float('nan'))
