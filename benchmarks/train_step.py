@@ -40,7 +40,7 @@ import numpy as np
 from absl import app, flags, logging
 
 from configs import common
-from vit_jax import experiment, flops, sharding, train
+from vit_jax import chips, experiment, flops, sharding, train
 from vit_jax.data import datasets, described, pipeline, sources
 from vit_jax.models import layers
 
@@ -149,7 +149,8 @@ def measure_step(config, mesh):
   images = jax.ShapeDtypeStruct((_BATCH_SIZE.value, *image_shape), np.uint8)
   forward = flops.count(parts.objective.predict, state.params, images).flops
   flops_per_second = 3 * forward / seconds
-  peak = flops.PEAKS.get(device.device_kind)
+  chip = chips.find(device.device_kind)
+  peak = chip and chip.peak_flops
   memory = compiled.memory_analysis()
   result = {
     'model': f'ViT-{_VARIANT.value}',

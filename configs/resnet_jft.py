@@ -24,4 +24,5 @@ def get_config(variant='R50x1'):
   c = common.jft(variant, lr, epochs)
   c.model = common.resnet(variant)
   c.model.head_bias = -10.0
+  c.model.remat = 'full'
   return c

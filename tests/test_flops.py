@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
-from vit_jax import flops
+from vit_jax import chips, flops
 
 
 def shape(*sizes):
@@ -148,6 +148,13 @@ def test_loops_without_a_known_end_are_an_error():
     flops.count(function, shape(4, 4))
 
 
+def test_loops_without_products_are_free():
+  def function(x, w):
+    return (x @ w) * jax.random.gamma(jax.random.key(0), 2.0)
+
+  assert flops.count(function, shape(4, 4), shape(4, 4)).flops == PRODUCT
+
+
 def test_step_at_the_peak_of_all_devices(monkeypatch):
   mesh = jax.make_mesh((4,), ('data',), devices=jax.devices()[:4])
   w = jax.ShapeDtypeStruct((12, 5), 'float32')
@@ -159,6 +166,7 @@ def test_step_at_the_peak_of_all_devices(monkeypatch):
   arguments = predict, w, (8, 2, 2, 3), mesh
   assert flops.step_seconds_at_peak(*arguments) is None  # of a CPU
   kind = jax.devices()[0].device_kind
-  monkeypatch.setitem(flops.PEAKS, kind, 1000.0)
+  chip = chips.Chip(1000.0, 1, 1, 1, 1)
+  monkeypatch.setitem(chips.CHIPS, kind, chip)
   seconds = flops.step_seconds_at_peak(*arguments)
   assert seconds == 3 * (2 * 8 * 12 * 5) / (1000 * 4)

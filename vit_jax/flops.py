@@ -11,23 +11,7 @@ import jax
 import numpy as np
 from jax.extend import core
 
-# Peak bf16 FLOP/s (dense) of a device as JAX counts them, a core on TPU v2 and
-# v3. Source: "System architecture" at cloud.google.com/tpu/docs, NVIDIA's data
-# sheets.
-PEAKS = {
-  'TPU v2': 22.5e12,
-  'TPU v3': 61.5e12,
-  'TPU v4': 275e12,
-  'TPU v5 lite': 197e12,
-  'TPU v5': 459e12,
-  'TPU v5p': 459e12,
-  'TPU v6 lite': 918e12,
-  'NVIDIA A100-SXM4-40GB': 312e12,
-  'NVIDIA A100-SXM4-80GB': 312e12,
-  'NVIDIA A100 80GB PCIe': 312e12,
-  'NVIDIA H100 80GB HBM3': 989.4e12,
-  'NVIDIA H200': 989.4e12,
-}
+from vit_jax import chips
 
 
 class Count(NamedTuple):
@@ -77,11 +61,13 @@ def step_seconds_at_peak(predict, params, image_shape, mesh):
     mesh: the device mesh. Where the peak of its devices is not known, as of
       CPUs, the result is None.
   """
-  peak = PEAKS.get(mesh.devices.flat[0].device_kind)
-  if peak is None:
+  chip = chips.find(mesh.devices.flat[0].device_kind)
+  if chip is None:
     return None
   images = jax.ShapeDtypeStruct(image_shape, np.uint8)
-  return 3 * count(predict, params, images).flops / (peak * mesh.size)
+  return (
+    3 * count(predict, params, images).flops / (chip.peak_flops * mesh.size)
+  )
 
 
 def of_jaxpr(jaxpr):
@@ -105,12 +91,13 @@ def _equation(equation):
     return Count(2 * output.size * terms, 0, output.size)
   if name == 'conv_general_dilated':
     return _convolution(equation)
-  if name in ('while', 'shard_map', 'pallas_call'):
+  within = [of_jaxpr(part) for part in core.jaxprs_in_params(params)]
+  # A random number may be drawn again and again: that takes no products.
+  if name in ('while', 'shard_map', 'pallas_call') and any(map(any, within)):
     raise ValueError(
       f'{name} cannot be counted: how often its body runs is not known from '
       'the program; use lax.scan, or lax.fori_loop with constant bounds.'
     )
-  within = [of_jaxpr(part) for part in core.jaxprs_in_params(params)]
   if name == 'cond':
     return max(within)
   return _sum(within, params['length'] if name == 'scan' else 1)

@@ -19,13 +19,13 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from vit_jax import command_line, flops, models
+from vit_jax import chips, command_line, flops, models
 from vit_jax.data import datasets
 
 JFT_CLASSES = 18_291  # as in configs/common.py
 # Peak bf16 FLOP/s of a TPUv3 core, and the share of it that the paper's H/14
 # reached: 4262 exaFLOPs (Table 6) in 2.5k TPUv3-core-days (Table 2).
-TPU_V3_CORE_PEAK = flops.PEAKS['TPU v3']
+TPU_V3_CORE_PEAK = chips.CHIPS['TPU v3'].peak_flops
 PAPER_EFFICIENCY = 0.32
 SECONDS_A_DAY = 86_400
 

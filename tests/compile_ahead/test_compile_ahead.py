@@ -1,0 +1,124 @@
+"""The command, as a user runs it, and its table on numbers made up."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from vit_jax.compile_ahead import __main__ as compile_ahead
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+GIB = 2**30
+RESULT = {
+  'topology': 'v3:4x8', 'num_slices': 1, 'device_kind': 'TPU v3',
+  'num_devices': 64, 'model': 'H/14', 'batch_size': 4096, 'batch_per_core': 64,
+  'remat': 'full', 'unroll': 1, 'params': 'fsdp', 'fits': True,
+  'argument_bytes': GIB, 'temporary_bytes': 2 * GIB, 'peak_bytes': 3 * GIB,
+  'hbm_bytes': 15 * GIB, 'hbm_share': 0.2, 'compile_seconds': 60.0,
+  'flops_per_core': 8e13, 'model_flops_per_core': 6e13,
+  'recomputed_share': 1 / 3, 'collective_bytes': {'all-reduce': 5_000_000},
+  'sent_bytes': 9_000_000, 'sent_ratio': 1.5, 'memory_bytes': 3e11,
+  'flops_seconds_bound': 1.3, 'memory_seconds_bound': 0.5,
+  'links_seconds_bound': 0.1, 'network_seconds_bound': 0,
+  'step_seconds_bound': 1.3, 'step_seconds_estimate': None,
+  'images_per_second_bound': 3150.8, 'mfu_bound': 0.75,
+  'core_days_bound': 997.3, 'total_steps': 1_035_644, 'paper_core_days': 2500,
+}  # fmt: skip
+
+
+def test_the_table():
+  text = '\n'.join(compile_ahead.lines(RESULT))
+  for part in (
+    'H/14 on v3:4x8: 64 x TPU v3',
+    'fits',
+    '4,096, 64',
+    'full, fsdp',
+    '3.00 of 15.00 GiB, 20.0%',
+    '8e+13; of the model 6e+13, computed again 33%',
+    'all-reduce 5',
+    '9, 1.50 of what the layout needs',
+    '1.300 s a step, 3,151 images/s, 75% MFU, 997.3 core-days for 1,035,644',
+    '2,500 TPUv3-core-days',
+  ):
+    assert part in text
+  assert 'estimate' not in text
+
+
+def test_the_table_of_what_does_not_fit():
+  needed = {'fits': False, 'peak_bytes': 24 * GIB, 'hbm_share': 1.6}
+  small = {
+    key: value
+    for key, value in (RESULT | needed).items()
+    if not key.endswith(
+      ('_bound', '_estimate', 'temporary_bytes', 'ment_bytes')
+    )
+  }
+  text = '\n'.join(compile_ahead.lines(small))
+  assert 'DOES NOT FIT' in text
+  assert 'at least 24.00 of 15.00 GiB, 160.0%' in text
+
+
+def command(*args):
+  env = {k: v for k, v in os.environ.items() if k not in ('XLA_FLAGS',)}
+  return subprocess.run(
+    [sys.executable, '-m', 'vit_jax.compile_ahead', *args],
+    cwd=ROOT,
+    env=env,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+
+
+TINY = (
+  '--config=configs/digits.py',
+  '--config.model.hidden_size=16',
+  '--config.model.mlp_dim=32',
+  '--config.model.num_heads=2',
+  '--config.model.depth=2',
+)
+
+
+def test_a_recipe_is_compiled(tmp_path):
+  pytest.importorskip('libtpu')
+  out = tmp_path / 'ahead.json'
+  result = command(*TINY, '--topology=v5e:2x2', f'--out={out}')
+  assert result.returncode == 0, result.stderr
+  assert result.stderr == ''  # the compiler's complaints are no one's concern
+  assert 'on v5e:2x2: 4 x TPU v5 lite' in result.stdout
+  assert 'evaluation of ' in result.stdout
+  written = json.loads(out.read_text())
+  assert written['fits'] and written['eval']['fits']
+  assert 0 < written['peak_bytes'] < written['hbm_bytes']
+  for key in ('flops_per_core', 'model_flops_per_core', 'step_seconds_bound'):
+    assert written[key] > 0
+  assert written['collective_bytes']['all-reduce'] > 0
+
+
+@pytest.mark.parametrize(
+  ('args', 'message'),
+  [
+    (('--topology=v3',), 'Error: --topology=v3 is no topology; give a version'),
+    (('--topology=v3:2x2', '--config.model.remt=full'), "no field 'remt'"),
+    (
+      ('--topology=v3:2x2', '--config.model.remat=much'),
+      "Error: config.model.remat='much' is unknown",
+    ),
+    ((), 'Flag --topology must have a value'),
+  ],
+)
+def test_mistakes_end_in_one_line(args, message):
+  pytest.importorskip('libtpu')
+  result = command(*TINY, *args)
+  assert result.returncode
+  assert message in result.stderr
+  assert 'Traceback' not in result.stderr
+
+
+def test_help_says_what_it_does():
+  result = command('--help')
+  for part in ('TPU compiler', '--topology', '--search', '--[no]eval', '--out'):
+    assert part in result.stdout

@@ -1,0 +1,1 @@
+"""What a run will take on TPUs that are not here; see docs/scaling.md."""
