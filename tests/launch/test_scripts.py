@@ -1,0 +1,480 @@
+"""The launch scripts: their dry runs, and real runs against a false gcloud.
+
+The false `gcloud` keeps the state of a TPU in a folder, and runs the commands
+for its workers in a shell, as ssh does, with a home folder for each.
+"""
+
+import json
+import os
+import pathlib
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+ROOT = pathlib.Path(__file__).parents[2]
+LAUNCH = ROOT / 'launch'
+TPU_VM = LAUNCH / 'tpu_vm.sh'
+OURS = ['--name=vit', '--zone=us-central1-a', '--project=our-project']
+TRAINING = [
+  '--config=configs/vit_i1k.py:B/32',
+  '--workdir=gs://bucket/a run',
+  "--config.train.preprocess=random_crop(8, padding=1)|it's",
+]
+
+
+def run(*command, **environment):
+  return subprocess.run(
+    [str(word) for word in command],
+    env=os.environ | environment,
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+    timeout=60,
+  )
+
+
+def dry_run(action, *flags):
+  """Returns the commands it prints, each as a list of words."""
+  result = run(TPU_VM, action, '--dry_run', *OURS, *flags)
+  assert result.returncode == 0, result.stderr
+  lines = result.stdout.replace('\\\n', '').splitlines()
+  text = '\n'.join(line for line in lines if not line.startswith('#'))
+  words = shlex.split(text)
+  starts = [i for i, word in enumerate(words) if word == 'gcloud']
+  return [words[a:b] for a, b in zip(starts, [*starts[1:], None], strict=True)]
+
+
+def test_shellcheck_finds_nothing():
+  scripts = [*LAUNCH.glob('*.sh'), LAUNCH / 'slurm.sbatch']
+  result = run(pathlib.Path(sys.executable).parent / 'shellcheck', *scripts)
+  assert result.returncode == 0, result.stdout
+  assert len(scripts) >= 3
+
+
+def test_create_and_queue_ask_for_the_tpu():
+  tpu = ['gcloud', 'compute', 'tpus']
+  where = OURS[1:]
+  assert dry_run('create', '--type=v3-128') == [
+    [
+      *tpu, 'tpu-vm', 'create', 'vit', '--accelerator-type=v3-128',
+      '--version=tpu-ubuntu2204-base', *where,
+    ]
+  ]  # fmt: skip
+  assert dry_run('queue', '--type=v5litepod-256', '--spot') == [
+    [
+      *tpu, 'queued-resources', 'create', 'vit', '--node-id=vit',
+      '--accelerator-type=v5litepod-256',
+      '--runtime-version=v2-alpha-tpuv5-lite', '--spot', *where,
+    ]
+  ]  # fmt: skip
+  commands = dry_run('queue', '--type=v7-8', '--version=its-image')
+  assert '--runtime-version=its-image' in commands[0]
+
+
+def test_run_hands_every_word_to_the_workers():
+  (command,) = dry_run('run', *TRAINING, '--env=TFDS_DATA_DIR=gs://b/a set')
+  assert command[3:7] == ['tpu-vm', 'ssh', 'vit', '--worker=all']
+  remote = command[7].removeprefix('--command=')
+  assert shlex.split(remote) == [
+    'env', 'TFDS_DATA_DIR=gs://b/a set',
+    'bash', 'vit_jax/launch/tpu_worker.sh', 'run', *TRAINING,
+  ]  # fmt: skip
+
+
+def test_a_dry_run_of_resume_shows_all_that_it_may_do():
+  commands = dry_run('resume', '--type=v3-128', '--spot', *TRAINING)
+  kinds = [tuple(command[3:5]) for command in commands]
+  assert kinds[-6:] == [
+    ('queued-resources', 'delete'),
+    ('queued-resources', 'create'),
+    ('tpu-vm', 'scp'),
+    ('tpu-vm', 'ssh'),  # install
+    ('tpu-vm', 'ssh'),  # run
+    ('tpu-vm', 'ssh'),  # state
+  ]
+  assert all(command[-2:] == OURS[1:] for command in commands)
+
+
+@pytest.mark.parametrize(
+  ('args', 'message'),
+  [
+    (['run', '--name=vit'], 'run needs --zone=...'),
+    (['create', *OURS], 'create needs --type=...'),
+    (['create', *OURS, '--type=v9-8'], '--type=v9-8: unknown; give its'),
+    (['run', *OURS, '--config=configs/digits.py'], 'run needs --workdir=...'),
+    (['run', *OURS, '--config=a.py', '--workdir=gs://b/r'], 'no such file'),
+    (
+      ['run', *OURS, '--type=v3-32', *TRAINING, '--workdir=runs/a'],
+      '--workdir=runs/a is local',
+    ),
+    (
+      ['resume', *OURS, '--type=v3-8', *TRAINING, '--workdir=runs/a'],
+      '--workdir=runs/a is local',
+    ),
+    (['delete', *OURS], 'say --yes'),
+    (['queue', *OURS, '--spto'], '--spto is no flag'),
+    (['fly', *OURS], 'fly is no command'),
+  ],
+)
+def test_mistakes_end_in_one_line(args, message, tmp_path):
+  result = run(TPU_VM, *args, PATH=f'{tmp_path}:/usr/bin:/bin')
+  assert result.returncode == 1
+  assert result.stderr.startswith('Error: ')
+  assert message in result.stderr
+  assert result.stderr.count('\n') == 1
+
+
+def test_help_names_every_command_and_flag():
+  text = run(TPU_VM, '--help').stdout
+  flags = set(re.findall(r'--([a-z_]+)(?:=\*)? ?[|)]', TPU_VM.read_text()))
+  assert {'name', 'workdir', 'poll', 'spot', 'dry_run'} <= flags
+  for flag in flags - {'help'}:
+    assert f'\n  --{flag}' in text
+  actions = ('create', 'queue', 'install', 'doctor', 'run', 'logs', 'stop')
+  for action in (*actions, 'resume', 'status', 'delete'):
+    assert f'\n  {action} ' in text
+
+
+# A TPU of two workers. `describe` takes the next line of a file of states, and
+# stays at the last one.
+GCLOUD = """#!/usr/bin/env bash
+cd "$CLOUD"
+echo "$*" >> calls
+case "$4 $3" in
+  "describe queued-resources" | "describe tpu-vm")
+    state=$(head -n 1 "$3")
+    [[ $(wc -l < "$3") -eq 1 ]] || sed -i 1d "$3"
+    if [[ $state == MISSING ]]; then echo 'NOT_FOUND: no vit' >&2; exit 1; fi
+    if [[ $state == OFFLINE ]]; then echo 'no network' >&2; exit 1; fi
+    echo "$state" ;;
+  "delete queued-resources") rm -rf worker*; mkdir worker0 worker1 ;;
+  "scp tpu-vm")
+    for home in worker*; do cp "$5" "$home/"; done ;;
+  "ssh tpu-vm")
+    for argument in "$@"; do
+      case $argument in --command=*) command=${argument#--command=} ;; esac
+    done
+    for home in worker*; do
+      (cd "$home" && HOME="$PWD" bash -c "$command")
+    done ;;
+esac
+"""
+# The Python of the workers: what stands for the run.
+PYTHON = """#!/usr/bin/env bash
+printf '%s\\n' "$@" "$TFDS_DATA_DIR" > "$HOME/words"
+exit "$(cat "$CLOUD/exit_code")"
+"""
+
+
+@pytest.fixture
+def cloud(tmp_path, monkeypatch):
+  """A folder that stands for the cloud: states, calls, the workers' homes."""
+  folder = tmp_path / 'cloud'
+  for name in ('bin', 'worker0', 'worker1'):
+    (folder / name).mkdir(parents=True)
+  for name, text in {'gcloud': GCLOUD, 'pip': '', 'uv': UV}.items():
+    (folder / 'bin' / name).write_text(text)
+    (folder / 'bin' / name).chmod(0o755)
+  # `python3 -m pip install uv`, as the workers do it.
+  (folder / 'bin/python3').write_text(
+    '#!/usr/bin/env bash\nmkdir -p "$HOME/.local/bin"\n'
+    'cp "$CLOUD/bin/uv" "$HOME/.local/bin/uv"\n'
+  )
+  (folder / 'bin/python3').chmod(0o755)
+  (folder / 'python').write_text(PYTHON)
+  (folder / 'python').chmod(0o755)
+  (folder / 'exit_code').write_text('0')
+  monkeypatch.setenv('CLOUD', str(folder))
+  monkeypatch.setenv('PATH', f'{folder}/bin:{os.environ["PATH"]}')
+  return folder
+
+
+UV = """#!/usr/bin/env bash
+echo "uv $*" >> "$CLOUD/calls"
+if [[ $1 == venv ]]; then
+  mkdir -p "$HOME/vit_jax_venv/bin"
+  cp "$CLOUD/python" "$HOME/vit_jax_venv/bin/python"
+fi
+"""
+
+
+def calls(cloud):
+  """Returns what gcloud was asked for, as 'verb resource'."""
+  lines = (cloud / 'calls').read_text().splitlines()
+  return [
+    f'{line.split()[3]} {line.split()[2]}'
+    for line in lines
+    if line.startswith('compute')
+  ]
+
+
+def resume(*flags):
+  return run(
+    TPU_VM, 'resume', *OURS, '--type=v3-32', '--spot', '--poll=0.2', *TRAINING,
+    *flags,
+  )  # fmt: skip
+
+
+def test_resume_goes_from_nothing_to_the_end(cloud):
+  (cloud / 'queued-resources').write_text(
+    'MISSING\nMISSING\nOFFLINE\nWAITING_FOR_RESOURCES\nACTIVE\n'
+  )
+  (cloud / 'tpu-vm').write_text('MISSING\nMISSING\nCREATING\nREADY\n')
+  result = resume('--env=TFDS_DATA_DIR=gs://b/a set')
+  assert result.returncode == 0, result.stdout + result.stderr
+  done = [call for call in calls(cloud) if 'describe' not in call]
+  assert done[:4] == [
+    'create queued-resources', 'ssh tpu-vm',  # state: new
+    'scp tpu-vm', 'ssh tpu-vm',  # install
+  ]  # fmt: skip
+  for worker in ('worker0', 'worker1'):
+    words = (cloud / worker / 'words').read_text().splitlines()
+    assert words == [
+      '-u', '-m', 'vit_jax.main', *TRAINING, 'gs://b/a set',
+    ]  # fmt: skip
+    assert (cloud / worker / 'vit_jax/vit_jax/main.py').exists()
+  assert 'the run is done' in result.stdout
+
+
+def test_resume_starts_again_after_a_preemption(cloud):
+  (cloud / 'queued-resources').write_text('SUSPENDED\nSUSPENDED\nACTIVE\n')
+  (cloud / 'tpu-vm').write_text('READY\n')
+  # The folders of the TPU that was taken away; deleting it clears them.
+  (cloud / 'worker0/vit_jax.log').write_text('of the first TPU')
+  result = resume()
+  assert result.returncode == 0, result.stdout + result.stderr
+  changes = [call for call in calls(cloud) if 'queued' in call]
+  changes = [call for call in changes if 'describe' not in call]
+  assert changes == ['delete queued-resources', 'create queued-resources']
+  assert (cloud / 'worker1/words').exists()
+  assert not (cloud / 'worker0/vit_jax.log').read_text()
+
+
+def test_resume_gives_up_on_a_run_that_fails(cloud):
+  (cloud / 'queued-resources').write_text('ACTIVE\n')
+  (cloud / 'tpu-vm').write_text('READY\n')
+  (cloud / 'exit_code').write_text('1')
+  result = resume()
+  assert result.returncode == 1
+  assert result.stdout.count('the run failed') == 3
+  assert 'Error: gave up.' in result.stderr
+
+
+def test_resume_starts_a_stopped_run_again_as_often_as_it_stops(cloud):
+  (cloud / 'queued-resources').write_text('ACTIVE\n')
+  (cloud / 'tpu-vm').write_text('READY\n')
+  # Told to stop: 75, four times, then the end.
+  (cloud / 'python').write_text(
+    '#!/usr/bin/env bash\necho x >> "$HOME/starts"\n'
+    '(( $(wc -l < "$HOME/starts") > 4 )) || exit 75\n'
+  )
+  result = resume()
+  assert result.returncode == 0, result.stdout + result.stderr
+  assert (cloud / 'worker0/starts').read_text().count('x') == 5
+  assert calls(cloud).count('scp tpu-vm') == 1  # installed once
+
+
+@pytest.fixture
+def worker(tmp_path, monkeypatch):
+  """Returns a function that runs tpu_worker.sh in a home folder of its own."""
+  (tmp_path / 'vit_jax').mkdir()
+  (tmp_path / 'vit_jax_venv/bin').mkdir(parents=True)
+  python = tmp_path / 'vit_jax_venv/bin/python'
+  python.write_text(
+    f'#!{sys.executable}\nimport os, signal, sys, time\n'
+    'def stop(*_):\n  time.sleep(0.3)\n  os._exit(75)\n'
+    'signal.signal(signal.SIGTERM, stop)\n'
+    'print("ready", flush=True)\ntime.sleep(60)\n'
+  )
+  python.chmod(0o755)
+  monkeypatch.setenv('HOME', str(tmp_path))
+  return lambda *args: run(LAUNCH / 'tpu_worker.sh', *args)
+
+
+def wait_until(condition):
+  deadline = time.monotonic() + 30
+  while not condition():
+    assert time.monotonic() < deadline
+    time.sleep(0.02)
+
+
+def test_a_worker_says_how_its_run_goes(worker, tmp_path):
+  log = tmp_path / 'vit_jax.log'
+  assert worker('state').stdout == 'state: new\n'
+  assert worker('run', '--config=a').returncode == 0
+  assert worker('state').stdout == 'state: running\n'
+  wait_until(lambda: 'ready' in log.read_text())
+  second = worker('run', '--config=a')
+  assert second.returncode == 1
+  assert 'already running' in second.stderr
+  assert worker('stop').returncode == 0
+  wait_until(lambda: worker('state').stdout != 'state: running\n')
+  assert worker('state').stdout == 'state: stopped\n'
+
+
+def test_a_machine_that_shuts_down_does_not_lose_how_the_run_ended(
+  worker, tmp_path
+):
+  worker('run')
+  wait_until(lambda: 'ready' in (tmp_path / 'vit_jax.log').read_text())
+  shell = int((tmp_path / '.vit_jax.pid').read_text())
+  # Shutting down sends SIGTERM to the shell and the run alike.
+  os.killpg(shell, signal.SIGTERM)
+  wait_until((tmp_path / '.vit_jax.status').exists)
+  wait_until((tmp_path / '.vit_jax.status').read_text)
+  assert (tmp_path / '.vit_jax.status').read_text() == '75\n'
+
+
+SBATCH = LAUNCH / 'slurm.sbatch'
+
+
+def test_slurm_starts_one_process_for_each_gpu():
+  result = run(SBATCH, *TRAINING, DRY_RUN='1', SLURM_CPUS_PER_TASK='12')
+  words = shlex.split(result.stdout)
+  assert words[0] == 'srun'
+  assert '--cpus-per-task=12' in words
+  assert words[-len(TRAINING) - 4 :] == [
+    '.venv/bin/python', '-u', '-m', 'vit_jax.main', *TRAINING,
+  ]  # fmt: skip
+  options = re.findall(r'^#SBATCH --([a-z-]+)=?(.*)', SBATCH.read_text(), re.M)
+  options = dict(options)
+  assert options['ntasks-per-node'] == options['gpus-per-node']
+  assert options['signal'] == 'TERM@120'
+  assert 'requeue' in options
+
+
+@pytest.fixture
+def slurm(tmp_path, monkeypatch):
+  """A false srun, which runs its command here, and a false scontrol."""
+  for name, text in {
+    'srun': 'while [[ $1 == --* ]]; do shift; done; exec "$@"',
+    'scontrol': f'echo "$@" >> {tmp_path}/asked',
+    'python': f"trap 'sleep 0.3; exit 75' TERM\necho x > {tmp_path}/ready\n"
+    'for i in {1..300}; do sleep 0.1; done',
+  }.items():
+    (tmp_path / name).write_text(f'#!/usr/bin/env bash\n{text}\n')
+    (tmp_path / name).chmod(0o755)
+  monkeypatch.setenv('PATH', f'{tmp_path}:{os.environ["PATH"]}')
+  monkeypatch.setenv('PYTHON', 'python')
+  monkeypatch.setenv('SLURM_JOB_ID', '17')
+  return tmp_path
+
+
+@pytest.mark.parametrize('code', [0, 1])
+def test_a_job_ends_as_its_run_does(slurm, code):
+  (slurm / 'python').write_text(f'#!/usr/bin/env bash\nexit {code}\n')
+  assert run(SBATCH, '--config=a').returncode == code
+  assert not (slurm / 'asked').exists()
+
+
+def test_a_stopped_job_goes_back_into_the_queue(slurm):
+  with subprocess.Popen(
+    [SBATCH], cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL
+  ) as process:
+    wait_until((slurm / 'ready').exists)
+    os.killpg(process.pid, signal.SIGTERM)  # the shell and the run, as Slurm
+    assert process.wait(30) == 0
+  assert (slurm / 'asked').read_text() == 'requeue 17\n'
+
+
+def manifest():
+  return yaml.safe_load((LAUNCH / 'gke/jobset.yaml').read_text())
+
+
+def test_the_jobset_holds_together():
+  jobset = manifest()
+  assert jobset['kind'] == 'JobSet'
+  assert jobset['spec']['failurePolicy']['maxRestarts'] > 0
+  (jobs,) = jobset['spec']['replicatedJobs']
+  job = jobs['template']['spec']
+  pod = job['template']['spec']
+  (container,) = pod['containers']
+  # One pod a machine, together all chips of the slice.
+  rows, columns = map(
+    int,
+    pod['nodeSelector']['cloud.google.com/gke-tpu-topology'].split('x'),
+  )
+  chips = container['resources']['limits']['google.com/tpu']
+  assert job['parallelism'] == job['completions'] == rows * columns / chips
+  assert job['backoffLimit'] == 0
+  assert pod['terminationGracePeriodSeconds'] >= 60
+  # Kubernetes asks for it where a podFailurePolicy is given.
+  assert pod['restartPolicy'] == 'Never'
+  exit_codes = job['podFailurePolicy']['rules'][0]['onExitCodes']
+  assert exit_codes['containerName'] == container['name']
+
+
+def test_the_jobset_runs_what_there_is():
+  (jobs,) = manifest()['spec']['replicatedJobs']
+  (container,) = jobs['template']['spec']['template']['spec']['containers']
+  module, *flags = container['args']
+  dockerfile = (LAUNCH / 'gke/Dockerfile').read_text()
+  assert 'ENTRYPOINT ["python", "-u", "-m"]' in dockerfile
+  text = run(sys.executable, '-m', module, '--help').stdout
+  for flag in flags:
+    assert f'\n  {flag.partition("=")[0]}:' in text
+  config = next(f for f in flags if f.startswith('--config='))
+  assert (ROOT / config.removeprefix('--config=')).is_file()
+
+
+def readme_commands():
+  """Returns the commands of the README, one a line."""
+  text = (LAUNCH / 'README.md').read_text().replace('\\\n', '')
+  blocks = re.findall(r'^ *```\n(.*?)^ *```', text, re.S | re.M)
+  lines = (line.strip() for block in blocks for line in block.splitlines())
+  return [line.split('  #')[0].split(' && ')[0] for line in lines]
+
+
+def test_the_commands_of_the_readme_are_accepted():
+  scripts = [
+    line
+    for line in readme_commands()
+    if line.startswith(('launch/tpu_vm.sh', 'python launch/local.py'))
+  ]
+  assert len(scripts) >= 9
+  for line in scripts:
+    line = line.replace('"${TPU[@]}"', shlex.join(OURS))
+    line = line.replace('python ', f'{sys.executable} ')
+    program, separator, training = line.partition(' -- ')
+    result = run(*shlex.split(f'{program} --dry_run{separator}{training}'))
+    assert result.returncode == 0, f'{line}: {result.stderr}'
+
+
+@pytest.mark.skipif(not shutil.which('gcloud'), reason='gcloud is not there')
+def test_gcloud_knows_all_commands_and_flags(tmp_path):
+  commands = [
+    line.replace('PROJECT', 'our-project')
+    for line in readme_commands()
+    if line.startswith('gcloud ')
+  ]
+  flags = ('--type=v3-128', '--spot', *TRAINING)
+  for action in ('create', 'resume', 'doctor', 'logs', 'stop', 'status'):
+    commands += map(shlex.join, dry_run(action, *flags))
+  assert len(commands) > 20
+  file = tmp_path / 'commands.json'
+  file.write_text(json.dumps([{'command_string': c} for c in commands]))
+  result = run(
+    'gcloud', 'meta', 'lint-gcloud-commands', f'--commands-file={file}',
+    CLOUDSDK_CONFIG=str(tmp_path), CLOUDSDK_CORE_CHECK_GCE_METADATA='false',
+  )  # fmt: skip
+  checked = json.loads(result.stdout)
+  assert len(checked) == len(set(commands))
+  assert not [row['error_message'] for row in checked if not row['success']]
+
+
+def test_what_is_installed_has_a_name_in_setup():
+  setup = (ROOT / 'setup.py').read_text()
+  for file in ('gke/Dockerfile', 'tpu_worker.sh'):
+    (extras,) = re.findall(
+      r"editable '\.\[(.*)\]'", (LAUNCH / file).read_text()
+    )
+    for extra in extras.split(','):
+      assert f"'{extra}': " in setup
