@@ -1,6 +1,8 @@
 # Two targets do all set-up; both are quick when there is nothing to do.
 #   make quickstart   installs, and trains a ViT on handwritten digits
-#   make test         installs, and runs the whole test suite
+#   make test         installs, and runs the test suite
+#   make slow         the tests that take minutes: processes killed again and
+#                     again, real models compiled for TPUs
 # One more installs PyTorch beside them, which nothing else needs:
 #   make parity       compares models and weights with timm and transformers
 PYTHON ?= python3
@@ -15,7 +17,7 @@ TORCH := torch==2.13.0
 TRANSFORMERS := transformers==5.23.0
 TIMM := timm==1.0.31 torchvision==0.28.0
 
-.PHONY: quickstart test parity
+.PHONY: quickstart test slow parity
 .DELETE_ON_ERROR:
 
 quickstart: $(VENV)/.installed
@@ -23,6 +25,9 @@ quickstart: $(VENV)/.installed
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest
+
+slow: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m slow --durations=30
 
 parity: $(VENV)/.installed-parity
 	$(BIN)/python -m pytest -m parity tests/parity

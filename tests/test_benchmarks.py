@@ -6,6 +6,8 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
+
 ROOT = pathlib.Path(__file__).parent.parent
 
 
@@ -64,3 +66,35 @@ def test_input_pipeline():
   assert 50_000 < result['mean_jpeg_bytes'] < 200_000
   assert result['images_per_second'] > 0
   assert result['ratio'] > 0
+
+
+def test_compile_ahead():
+  pytest.importorskip('libtpu')
+  result = run(
+    'compile_ahead',
+    '--config=configs/digits.py',
+    '--topology=v3:2x2',
+    '--config.model.hidden_size=16',
+    '--config.model.mlp_dim=32',
+    '--config.model.depth=2',
+    '--config.model.num_heads=2',
+  )
+  assert (result['num_devices'], result['fits']) == (8, True)
+  for name in ('build_seconds', 'compile_seconds', 'peak_bytes'):
+    assert result[name] > 0
+
+
+def test_checkpoint():
+  result = run(
+    'checkpoint', '--gigabytes=0.01', '--width=256', '--steps=2', '--repeats=2'
+  )
+  assert 9e6 < result['state_bytes'] < 11e6
+  for name in ('save', 'save_beside_steps', 'raw_write', 'restore'):
+    assert result[f'{name}_gigabytes_per_second'] > 0
+  save, raw = (
+    result[f'{name}_gigabytes_per_second'] for name in ('save', 'raw_write')
+  )
+  assert abs(result['share_of_raw_write'] - save / raw) < 0.1  # rounded, each
+  assert 0 < result['stall_milliseconds'] <= result['stall_milliseconds_max']
+  for name in ('next_step_milliseconds', 'lost_milliseconds', 'slow_down'):
+    assert {name, f'orbax_{name}'} <= result.keys()

@@ -11,6 +11,7 @@ import pytest
 
 from vit_jax import (
   checkpoint,
+  goodput,
   metrics,
   models,
   optimizers,
@@ -43,16 +44,19 @@ def test_train_from_python(tiny_config, tmp_path, capsys):
   state = train.train(tiny_config, tmp_path)
   assert state.step == 4
   lines = read_metrics(tmp_path)
-  assert [line['step'] for line in lines] == [1, 2, 3, 4, 4]
+  assert [line['step'] for line in lines] == [1, 2, 3, 4, 4, 4]
   assert set(lines[3]) >= {
     'step', 'train/loss', 'train/accuracy', 'train/learning_rate',
     'train/gradient_norm', 'train/images_per_second',
   }  # fmt: skip
-  assert set(lines[4]) == {'step', 'test/accuracy', 'test/loss'}
+  parts = [lines[4][f'goodput/{cause}'] for cause in goodput.CAUSES]
+  assert sum(parts) == pytest.approx(1)
+  assert lines[4]['goodput/compile'] > 0.01
+  assert set(lines[5]) == {'step', 'test/accuracy', 'test/loss'}
   assert list((tmp_path / 'tensorboard').glob('events*'))
   assert (tmp_path / 'checkpoints' / '4').is_dir()
   out = capsys.readouterr().out
-  assert f'test accuracy {lines[4]["test/accuracy"]:.2%}' in out
+  assert f'test accuracy {lines[5]["test/accuracy"]:.2%}' in out
   assert f'Everything is in {tmp_path}' in out
 
   # Run again, a finished run is evaluated again, to the same numbers.
@@ -96,9 +100,11 @@ def test_an_evaluation_that_was_interrupted_is_done_again(
   assert names == [
     (1, 'train/update_norm'),
     (2, 'train/update_norm'),
+    (2, 'step'),  # goodput
     (2, 'test/loss'),
     (3, 'train/update_norm'),
     (4, 'train/update_norm'),
+    (4, 'step'),  # goodput
     (4, 'test/loss'),
   ]
 
@@ -149,7 +155,7 @@ def test_training_stops_on_nan(tiny_config, tmp_path, monkeypatch):
     ({'step.accum_steps': 4}, 'in 4 accumulation steps; use a multiple of 32'),
     ({'total_epochs': 1.0}, 'set exactly one of them'),
     ({'evals.test.kind': 'x'}, "config.evals.test.kind='x' is unknown"),
-    ({'mesh.data': 3}, r'config.mesh: data=3 times model=1 is not'),
+    ({'mesh.data': 3}, 'data=3 times model=1 is not'),
     ({'sharding.params': 'x'}, "config.sharding.params='x' is unknown"),
     ({'checkpoint.keep': 0}, 'config.checkpoint.keep=0 is not at least 1'),
     (

@@ -58,7 +58,7 @@ def one_line_errors():
   """Makes errors that this project raised end the program in one line."""
   try:
     yield
-  except (ValueError, OSError, FloatingPointError) as error:
+  except (ValueError, OSError, FloatingPointError, MemoryError) as error:
     if not _is_ours(error):
       raise
     sys.exit(f'Error: {error}')

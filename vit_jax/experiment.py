@@ -16,7 +16,7 @@ from vit_jax.train_step import TrainState, init_state, make_train_step
 FIELDS = (
   'seed', 'log_every', 'total_steps', 'total_epochs', 'model', 'objective',
   'train', 'optimizer', 'step', 'init', 'mesh', 'sharding', 'checkpoint',
-  'evals',
+  'profile', 'watchdog', 'evals',
 )  # fmt: skip
 
 

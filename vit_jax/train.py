@@ -4,14 +4,22 @@ import jax
 
 from vit_jax import (
   checkpoint,
+  chips,
   evaluators,
   experiment,
   flops,
+  goodput,
+  layouts,
+  memory,
   metrics,
+  profiling,
   sharding,
+  storage,
+  watchdog,
   weights,
 )
-from vit_jax.data import pipeline
+from vit_jax.data import described, pipeline
+from vit_jax.processes import agreement
 
 
 def train(config, workdir):
@@ -33,6 +41,7 @@ def train(config, workdir):
     checkpoint.Preempted: after SIGTERM or Ctrl-C, once the state is saved.
     FloatingPointError: if a metric becomes nan or infinite.
   """
+  clock = goodput.Clock()
   config = experiment.checked(config)
   mesh = experiment.call(sharding.make_mesh, config, 'mesh')
   data = experiment.call(
@@ -45,9 +54,18 @@ def train(config, workdir):
   evals = evaluators.build(
     predict, shapes.params, mesh, config.evals, data.class_names
   )
+  storage.check(workdir, '--workdir')
+  workdir = storage.absolute(workdir)
+  profiler = experiment.call(
+    profiling.Profiler, config, 'profile', workdir=workdir
+  )
+  dog = experiment.call(watchdog.Watchdog, config, 'watchdog', workdir=workdir)
+  kind = mesh.devices.flat[0].device_kind
   peak_seconds = flops.step_seconds_at_peak(
     predict, shapes.params, (B, *data.image_shape), mesh
   )
+
+  agreement.check_same({'examples to train on': data.num_examples})
 
   # Nothing is written before this line, and names, sizes and data of the config
   # are checked by then.
@@ -64,8 +82,14 @@ def train(config, workdir):
       num_examples=data.num_examples,
     ),
   )
+  agreement.check_shared(workdir)
   rng = jax.random.key(config.seed)
-  with checkpoints, sharding.activations(mesh):
+  with (
+    checkpoints,
+    dog,
+    memory.explain_exhaustion(config, data),
+    sharding.activations(mesh),
+  ):
     # Start from, in this order: this run's own checkpoint; another run's
     # weights; scratch.
     state, loaded = checkpoints.restore_latest(layout), ''
@@ -79,53 +103,104 @@ def train(config, workdir):
       )
     first_step = int(state.step)
     with metrics.Writer(
-      checkpoints.workdir, B, total_steps, first_step, peak_seconds
+      workdir, B, total_steps, first_step, peak_seconds
     ) as writer:
+      if writer.goodput:
+        clock.resume(writer.goodput)
+      writer.say(*checkpoints.news())
       headline = _headline(parts.model, state, mesh, data, total_steps)
-      writer.say(headline + loaded)
+      estimate = memory.estimate(parts, mesh, config.step.accum_steps)
+      writer.say(headline + loaded, f'Estimated memory: {estimate}.')
+
+      def evaluate(step):
+        for evaluation in evals:
+          if evaluation.due(step, total_steps):
+            with (
+              clock.spending('evaluation'),
+              dog.busy(f'evaluation {evaluation.name}'),
+            ):
+              values = evaluation.evaluate(state.weights)
+            writer.scalars(step, evaluation.name, values)
+
       # The run may have been stopped before it did this.
       if first_step or not total_steps:
-        _evaluate(evals, state, first_step, total_steps, writer)
+        evaluate(first_step)
       if first_step < total_steps:
         writer.say('Compiling the train step ...')
-        train_step = parts.lower(mesh).compile()
-      batches = data.batches(first_step)
+        with clock.spending('compile'), dog.busy('compiling'):
+          train_step = chips.compiled(parts.lower(mesh), kind)
+      batches, stats = data.batches(first_step), None
+      clock.switch('step')
       for step in range(first_step + 1, total_steps + 1):
-        state, stats = train_step(state, next(batches), rng)
+        dog.beat(step)
+        writer.say(*profiler.before_step(stats))
+        batch = _next_batch(batches, stats, clock)
+        previous = stats
+        state, stats = train_step(state, batch, rng)
+        # Two steps are under way at most: more would only hold their batches.
+        jax.block_until_ready(previous)
+        dog.synced(step - 1)
         if step == first_step + 1:
           jax.block_until_ready(state)
           writer.start_clock(step)
-        stop = checkpoints.preempted  # asked once: it may change at any time
+        stop = checkpoints.stop_requested(step)
         save = stop or checkpoints.due(step, total_steps)
         # A state is only saved after its metrics were found finite.
         if save or step % config.log_every == 0:
           num_bad = sharding.sum_over_processes(data.num_bad)
-          stats = stats | {
+          scalars = stats | {
             'learning_rate': parts.learning_rate(step - 1),
             'bad_examples': num_bad,
           }
-          for line in data.news():
-            writer.say(line)
-          writer.scalars(step, 'train', stats)
+          writer.say(*data.news(), *checkpoints.news())
+          writer.scalars(step, 'train', scalars)
           data.check_bad(num_bad, (step - first_step) * B)
         if save:
-          checkpoints.save(step, state)
-        if stop:
-          checkpoints.stop(step)
-        _evaluate(evals, state, step, total_steps, writer)
-      checkpoints.wait()
+          writer.scalars(step, 'goodput', clock.scalars())
+          with clock.spending('checkpoint'), dog.busy('saving'):
+            writer.flush()
+            checkpoints.save(step, state)
+            if stop:
+              checkpoints.stop(step)
+        evaluate(step)
+      with clock.spending('checkpoint'), dog.busy('saving'):
+        checkpoints.wait()
       writer.say(
-        f'Done after {total_steps:,} steps. {writer.results()}\n'
-        f'Everything is in {checkpoints.workdir}: checkpoints/, metrics.jsonl, '
-        'config.json, tensorboard/'
+        *checkpoints.news(),
+        *profiler.stop(stats),
+        f'Done after {total_steps:,} steps, '
+        f'{goodput.in_words(clock.scalars())}. {writer.results()}\n'
+        f'Everything is in {workdir}: checkpoints/, metrics.jsonl, '
+        'config.json, tensorboard/',
       )
   return state
 
 
-def _evaluate(evals, state, step, total_steps, writer):
-  for evaluation in evals:
-    if evaluation.due(step, total_steps):
-      writer.scalars(step, evaluation.name, evaluation.evaluate(state.weights))
+def dry_run(config):
+  """Returns a text: where each array of a run's state lives, and what it takes.
+
+  Args:
+    config: as `train` takes it. Data whose size is known are not opened.
+
+  Raises:
+    ValueError: if the config cannot be run; it says which field to change.
+  """
+  config = experiment.checked(config)
+  mesh = experiment.call(sharding.make_mesh, config, 'mesh')
+  data = described.describe(mesh, config.seed, **config.train)
+  parts = experiment.build(config, mesh, data)
+  estimate = memory.estimate(parts, mesh, config.step.accum_steps)
+  table = layouts.table(parts.shapes, parts.layout)
+  return f'{table}\nEstimated memory: {estimate}.\n'
+
+
+def _next_batch(batches, stats, clock):
+  """Returns the next batch; it was waited for if the devices ran dry."""
+  clock.switch('step')
+  batch = next(batches)
+  if stats is None or all(x.is_ready() for x in jax.tree.leaves(stats)):
+    clock.charge('input')
+  return batch
 
 
 def _headline(model, state, mesh, data, total_steps):

@@ -1,0 +1,46 @@
+import jax
+import jax.numpy as jnp
+import pytest
+from etils import epath
+
+from vit_jax import profiling
+
+
+def test_traces_the_steps_it_is_told_to(tmp_path):
+  profiler = profiling.Profiler(epath.Path(tmp_path), start=2, num_steps=2)
+  x, said = jnp.zeros(()), []
+  for number in range(6):
+
+    def step(x):
+      return x + 1
+
+    step.__name__ = f'step{number}'
+    said.append(profiler.before_step(x))
+    x = jax.jit(step)(x)
+  assert [len(lines) for lines in said] == [0, 0, 0, 0, 1, 0]
+  assert said[4][0].startswith('Traced 2 steps')
+  (trace,) = (tmp_path / 'tensorboard/plugins/profile').glob('*/*.xplane.pb')
+  data = jax.profiler.ProfileData.from_file(str(trace))
+  names = {e.name for p in data.planes for li in p.lines for e in li.events}
+  ran = {name for name in names if name.startswith('PjitFunction(step')}
+  assert ran == {'PjitFunction(step2)', 'PjitFunction(step3)'}
+
+
+def test_a_run_that_ends_first_writes_what_it_has(tmp_path):
+  profiler = profiling.Profiler(epath.Path(tmp_path), start=0, num_steps=100)
+  assert profiler.before_step(jnp.zeros(())) == []
+  assert 'shows them under Profile' in profiler.stop()[0]
+  assert list((tmp_path / 'tensorboard/plugins/profile').glob('*/*.xplane.pb'))
+  assert profiler.stop() == []
+
+
+def test_no_trace_unless_asked(tmp_path):
+  profiler = profiling.Profiler(epath.Path(tmp_path))
+  assert [profiler.before_step(None) for _ in range(20)] == [[]] * 20
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('name', ['start', 'num_steps'])
+def test_mistakes_are_explained(tmp_path, name):
+  with pytest.raises(ValueError, match=f'config.profile.{name}=-1 is no numb'):
+    profiling.Profiler(epath.Path(tmp_path), **{name: -1})
