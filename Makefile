@@ -1,4 +1,4 @@
-# Two targets do all set-up; both are quick when there is nothing to do.
+# Each target does all the set-up it needs, quickly when there is nothing to do.
 #   make quickstart   installs, and trains a ViT on handwritten digits
 #   make test         installs, and runs the test suite
 #   make slow         the tests that take minutes: processes killed again and

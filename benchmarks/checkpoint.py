@@ -236,7 +236,7 @@ def restore_seconds(loop, folder):
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
   with (
     # The copy's memory is reserved beforehand: that is no part of reading.
-    mock.patch('vit_jax.snapshot.Snapshot.prepare'),
+    mock.patch('vit_jax.checkpoint.snapshot.Snapshot.prepare'),
     open_run(loop, folder) as checkpoints,
   ):
     start = time.perf_counter()

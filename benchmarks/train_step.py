@@ -131,7 +131,7 @@ def measure_step(config, mesh):
   rows = sharding.local_rows(mesh, config.train.batch_size)
   batch = sharding.global_batch(examples(len(rows)), mesh)
   start = time.perf_counter()
-  compiled = parts.lower(mesh).compile()
+  compiled = parts.compile(mesh)
   compile_seconds = time.perf_counter() - start
 
   def time_steps(count):
@@ -166,7 +166,7 @@ def measure_step(config, mesh):
     'step_milliseconds': round(seconds * 1e3, 2),
     'model_flops_per_second': round(flops_per_second),
     'mfu': peak and round(flops_per_second / (peak * mesh.size), 4),
-    'peak_memory_bytes': memory.argument_size_in_bytes
+    'allocated_bytes': memory.argument_size_in_bytes
     + memory.temp_size_in_bytes
     + memory.output_size_in_bytes
     - memory.alias_size_in_bytes,

@@ -3,11 +3,11 @@
   python -m vit_jax.main --config=configs/augreg.py
   python -m vit_jax.main --config=configs/augreg.py:i21k-B/16-medium1
 
-300 epochs. A model's weight decay, dropout and augmentation, if it is not
-given, are those of the published checkpoint, else of big_vision. The paper's
-weight decay, 0.1 or 0.03, is decoupled and scaled by the learning rate, like
-our field (big_vision's 0.0001 is the product with 0.001). We take it that the
-published files write light0 and light1 for the paper's light1 and light2.
+300 epochs. Weight decay, dropout and augmentation, if it is not given, are of
+the published checkpoint, else of big_vision. The paper's weight decay, 0.1 or
+0.03, is decoupled and scaled by the learning rate, like our field (big_vision's
+0.0001 is the product with 0.001). We take it that the published files write
+light0 and light1 for the paper's light1 and light2. Remat: see vit_b_jft.py.
 """
 
 from configs import common
@@ -34,15 +34,15 @@ def get_config(name='i1k-B/16'):
     _AUGMENTATIONS, '-'.join(words[2:]) or usual
   )
   c = common.base()
-  c.total_epochs = 300.0
   c.model.update(variant=words[1], dropout=rate, stochastic_depth=rate)
-  c.objective.mixup = mixup
+  c.model.remat = 'full' if words[1] in ('B/16', 'L/16') else 'dots'
+  c.total_epochs, c.objective.mixup = 300.0, mixup
   if layers:
     c.train.preprocess += f'|randaugment({layers}, {magnitude})'
   c.optimizer.update(lr=1e-3, weight_decay=decay, clip_norm=1.0)
-  if words[0] == 'i21k':
-    c.model.head_bias = -10.0  # an image has few of the labels
-    c.objective.loss, c.train.dataset = 'sigmoid', 'imagenet21k'
+  if words[0] == 'i21k':  # an image has few of the labels
+    c.model.head_bias, c.objective.loss = -10.0, 'sigmoid'
+    c.train.dataset = 'imagenet21k'
   else:
     c.evals.validation = common.classification(
       'imagenet2012', 'validation', 'resize_small(256)|central_crop(224)'

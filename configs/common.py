@@ -85,9 +85,8 @@ def base():
   c.mesh.model = 1
 
   c.sharding = ConfigDict()  # sharding.layout
-  c.sharding.params = (
-    'replicate'  # replicate | fsdp | tensor | fsdp_tensor | a table
-  )
+  c.sharding.params = placeholder(object)  # a name, or layouts.layout's table
+  c.sharding.params = 'replicate'  # replicate | fsdp | tensor | fsdp_tensor
 
   c.checkpoint = ConfigDict()  # checkpoint.Manager
   c.checkpoint.every = 5_000

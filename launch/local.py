@@ -6,10 +6,13 @@
 What follows `--` goes to each `python -m vit_jax.main`. On a machine with GPUs
 each process gets its share of them; with --devices_per_process they run on the
 CPU, with so many fake devices each. SIGTERM and Ctrl-C are passed on, and save
-the run. The exit code is that of the process that failed first, or 0.
+the run; the processes do not outlive this one. The exit code is that of the
+process that failed first; 75 if the run was stopped, and saved; else 0.
 """
 
 import argparse
+import ctypes
+import functools
 import glob
 import os
 import shlex
@@ -19,6 +22,10 @@ import subprocess
 import sys
 import threading
 import time
+
+_SAVED = 75  # the exit code of vit_jax.main when it was stopped
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 
 def main(argv):
@@ -105,6 +112,16 @@ def run(commands, environments, patience):
     environments: what each has in its environment besides ours.
     patience: seconds that the others have to end after one has failed.
   """
+
+  def pass_on(number, frame):
+    del frame
+    for process in processes:
+      process.send_signal(number)
+
+  # A signal that comes now waits until all are there to get it.
+  signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+  for number in _SIGNALS:
+    signal.signal(number, pass_on)
   processes = [
     subprocess.Popen(
       command,
@@ -113,17 +130,12 @@ def run(commands, environments, patience):
       stderr=subprocess.STDOUT,
       # Ctrl-C reaches them through us alone, once.
       start_new_session=True,
+      # There are no threads yet, which this would be unsafe with.
+      preexec_fn=functools.partial(in_child, os.getpid()),  # noqa: PLW1509
     )
     for command, added in zip(commands, environments, strict=True)
   ]
-
-  def pass_on(number, frame):
-    del frame
-    for process in processes:
-      process.send_signal(number)
-
-  for number in (signal.SIGTERM, signal.SIGINT):
-    signal.signal(number, pass_on)
+  signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
   readers = [
     threading.Thread(target=prefix_lines, args=(i, process.stdout))
     for i, process in enumerate(processes)
@@ -136,20 +148,38 @@ def run(commands, environments, patience):
   return code
 
 
+def in_child(parent):
+  """Prepares a process: it gets signals, and ends when `parent` is killed."""
+  signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+  if sys.platform == 'linux':
+    libc = ctypes.CDLL(None)
+    libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
+    if os.getppid() != parent:  # it was killed before that
+      os._exit(1)
+
+
 def wait(processes, patience):
-  """Returns when all have ended: 0, or the exit code of the first failure."""
-  failed_at = code = None
+  """Returns when all have ended: the exit code of all together."""
+  failed_at, code = None, 0
   while any(process.poll() is None for process in processes):
-    codes = [process.poll() for process in processes]
-    if failed_at is None and any(codes):
+    code = first_failure(code, processes)
+    if failed_at is None and code:
       failed_at = time.monotonic()
-      code = next(filter(None, codes))
     if failed_at and time.monotonic() - failed_at > patience:
       for process in processes:
         process.kill()
     time.sleep(0.05)
-  code = code or next(filter(None, (p.returncode for p in processes)), 0)
+  code = first_failure(code, processes)
   return code if code >= 0 else 128 - code  # ended by a signal
+
+
+def first_failure(code, processes):
+  """Returns `code` if that is a failure's, or else what is known now."""
+  if code not in (0, _SAVED):
+    return code
+  codes = [process.poll() or 0 for process in processes]
+  failures = [code for code in codes if code not in (0, _SAVED)]
+  return failures[0] if failures else max(codes)
 
 
 def prefix_lines(number, stream):

@@ -15,7 +15,8 @@ Commands
   doctor   checks all workers: python -m vit_jax.doctor --require=tpu
   run      starts the training on all workers, in the background
   logs     follows the log of --worker (0)
-  stop     tells the run to save its state and end; the TPU stays
+  stop     tells the run to save its state and end; the TPU stays. End `resume`
+           first: it would start the run again
   resume   does all of the above until the run is done: queues the TPU if there
            is none, waits, installs, runs; after a preemption all over again
   status   prints the state of the TPU and of the run on each worker
@@ -42,10 +43,12 @@ Examples
   launch/tpu_vm.sh install --name=vit --zone=us-central1-a
   launch/tpu_vm.sh run --name=vit --zone=us-central1-a \
     --config=configs/vit_i1k.py --workdir=gs://BUCKET/vit_i1k \
+    --env=TFDS_DATA_DIR=gs://BUCKET/tfds \
     '--config.train.preprocess=inception_crop(224)|flip_lr'
   launch/tpu_vm.sh logs --name=vit --zone=us-central1-a
   launch/tpu_vm.sh resume --name=vit --zone=us-central1-a --type=v3-128 --spot \
-    --config=configs/vit_i1k.py --workdir=gs://BUCKET/vit_i1k
+    --config=configs/vit_i1k.py --workdir=gs://BUCKET/vit_i1k \
+    --env=TFDS_DATA_DIR=gs://BUCKET/tfds
   launch/tpu_vm.sh delete --name=vit --zone=us-central1-a --yes
 HELP
 }
@@ -136,7 +139,11 @@ pack() {  # pack ARCHIVE: what git knows or could be told of, as it is now
 
 install() {
   local folder=. status=0
-  if [[ -z "$dry_run" ]]; then
+  if [[ -n "$dry_run" ]]; then
+    echo "git -C $(quoted "$here") ls-files -z --cached --others" \
+      "--exclude-standard | tar -C $(quoted "$here") -c -z --null -T -" \
+      '-f - > vit_jax.tar.gz' >&3
+  else
     folder="$(mktemp -d)"
     pack "$folder/vit_jax.tar.gz" || return 1
   fi
@@ -165,7 +172,8 @@ describe() {  # describe KIND: prints the state of our resource, or MISSING
   local field=state
   [[ "$1" != queued-resources ]] || field=state.state
   if ! g "$1" describe "$name" --format="value($field)" 2> "$errors"; then
-    grep -q NOT_FOUND "$errors" || { cat "$errors" >&2; exit 1; }
+    grep -q NOT_FOUND "$errors" ||
+      { cat "$errors" >&2; rm "$errors"; exit 1; }
     echo MISSING
   fi
   rm "$errors"
@@ -177,8 +185,9 @@ runs() {  # the states of the run on the workers, one a line
 }
 
 status() {
-  echo "queued resource: $(describe queued-resources)"
   local state
+  state="$(describe queued-resources)"  # here, for its failure to end us
+  echo "queued resource: $state"
   state="$(describe tpu-vm)"
   echo "TPU: $state"
   [[ "$state" == MISSING ]] || on_workers all "$WORKER state"
@@ -206,7 +215,8 @@ resume() {
   need type
   needs_run
   if [[ -n "$dry_run" ]]; then resume_dry; return; fi
-  failures=0 looks=0
+  image > /dev/null  # a type that is unknown ends it now
+  failures=0 looks=0 refusals=0
   local state last=''
   while true; do
     state="$(look)" || state='no answer'
@@ -216,7 +226,7 @@ resume() {
       READY) if look_after_run; then return; fi ;;
       MISSING | SUSPENDED | FAILED | PREEMPTED | TERMINATED | STOPPED)
         remove || say "$name: could not delete what is left of it"
-        queue || failed 'could not ask for a TPU'
+        if queue; then refusals=0; else refused; fi
         ;;
     esac
     sleep "$poll"
@@ -243,6 +253,16 @@ remove() {  # what is left of a TPU that was taken away
   fi
   state="$(describe tpu-vm)" || return 1
   [[ "$state" == MISSING ]] || g tpu-vm delete "$name" --quiet
+}
+
+refused() {  # an outage, or no quota: ten times in a row are enough
+  refusals=$((refusals + 1))
+  say "$name: could not ask for a TPU ($refusals of 10)"
+  (( refusals < 10 )) || die 'gave up. Why is above; if it is quota, see step' \
+    '3 of launch/README.md.'
+  # 2, 4, 8, 16, 16, ... times --poll, of which `resume` itself sleeps one.
+  local i rounds=$((refusals < 4 ? 1 << refusals : 16))
+  for (( i = 1; i < rounds; i++ )); do sleep "$poll"; done
 }
 
 failed() {  # three times without ten quiet looks in between are enough

@@ -206,6 +206,71 @@ def test_running_out_is_explained():
     raise jax.errors.JaxRuntimeError('INTERNAL: broken')
 
 
+@pytest.mark.parametrize(
+  'text',
+  [
+    'RESOURCE_EXHAUSTED: Quota exceeded for quota metric reads',
+    'INTERNAL: out of memory in the kernel',
+  ],
+)
+def test_what_is_not_the_devices_memory_passes(text):
+  with (
+    pytest.raises(jax.errors.JaxRuntimeError, match=text[:20]),
+    memory.explain_exhaustion(config(), DATA),
+  ):
+    raise jax.errors.JaxRuntimeError(text)
+
+
+def test_an_evaluation_has_another_remedy():
+  c = config()
+  c.evals.test = common.classification('digits', 'test', '', batch_size=4096)
+  with (
+    pytest.raises(memory.OutOfMemoryError) as raised,
+    memory.explain_exhaustion(c, DATA),
+    memory.explain_exhaustion(c, DATA, evaluation='test'),
+  ):
+    raise jax.errors.JaxRuntimeError(
+      'RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes.'
+    )
+  assert str(raised.value) == (
+    "Evaluation 'test' does not fit into memory. Out of memory while trying to "
+    'allocate 9 bytes.\nLower config.evals.test.batch_size=4096; the results '
+    'stay the same.'
+  )
+
+
+@pytest.mark.parametrize(
+  ('params', 'saved'),
+  [('replicate', 3.0), ('fsdp', 5.0), ('fsdp_tensor', 5.0), ([], 3.0)],
+)
+def test_more_devices_halve_the_state_where_it_is_split(
+  monkeypatch, params, saved
+):
+  fixed = memory.Estimate(int(3e9), int(2e9), int(1e9), int(4e9))
+  monkeypatch.setattr(memory.experiment, 'build', lambda *args: None)
+  monkeypatch.setattr(memory, 'estimate', lambda *args: fixed)
+  c = common.base()
+  c.sharding.params = params
+  found = savings(memory.advice(c, DATA))
+  assert found == {'twice as many devices': saved}
+
+
+def test_an_estimate_is_compared_with_the_device():
+  small = memory.Estimate(int(2e9), 0, int(1e9), int(4.87e9))
+  parts = 'state 2.00, batch 0.00, gradients 1.00, activations 4.87.'
+  assert memory.describe(small, 'TPU v3') == (
+    f'Estimated memory: 7.87 GB of 16.6 GB per device: {parts}'
+  )
+  assert memory.describe(small, 'cpu') == (
+    f'Estimated memory: 7.87 GB per device: {parts}'
+  )
+  large = small._replace(activations=int(14e9))
+  assert 'Warning: that is more than there is' in memory.describe(
+    large, 'TPU v3'
+  )
+  assert 'Warning' not in memory.describe(large, 'TPU v4')
+
+
 TOO_BIG = """
 import jax
 from jax.experimental import topologies

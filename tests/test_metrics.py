@@ -1,4 +1,6 @@
+import contextlib
 import json
+import resource
 import sys
 
 import jax.numpy as jnp
@@ -119,3 +121,67 @@ def test_one_refreshing_line_on_a_terminal(tmp_path, capsys, monkeypatch):
 )
 def test_duration(seconds, text):
   assert metrics.duration(seconds) == text
+
+
+@contextlib.contextmanager
+def full_disk(size):
+  """Lets the system write no file beyond a size in bytes."""
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+  try:
+    yield
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def in_tensorboard(path):
+  from tensorboard.backend.event_processing import event_accumulator
+
+  found = event_accumulator.EventAccumulator(str(path / 'tensorboard'))
+  # Of files of the same second it takes any first.
+  return sorted(x.step for x in found.Reload().Tensors('test/loss'))
+
+
+def test_what_cannot_be_written_is_written_later(tmp_path, capsys):
+  path = tmp_path / 'metrics.jsonl'
+  with writer(tmp_path) as w:
+    w.scalars(1, 'test', {'loss': 1.0})
+    whole = path.read_text()
+    for steps in (2, 3), (5, 6):  # it is full twice
+      with full_disk(path.stat().st_size + 5):
+        for step in steps:
+          w.scalars(step, 'test', {'loss': 1.0})
+        assert path.read_text()[-5:] == '{"ste'
+      w.scalars(steps[-1] + 1, 'test', {'loss': 1.0})
+  assert path.read_text().startswith(whole)
+  assert [x['step'] for x in lines(tmp_path)] == [1, 2, 3, 4, 5, 6, 7]
+  assert in_tensorboard(tmp_path) == [1, 2, 3, 4, 5, 6, 7]
+  out = capsys.readouterr().out
+  assert out.count(f'Warning: {path} cannot be written: File too large.') == 2
+  # That is tried again after a minute, or at the end.
+  assert out.count('tensorboard cannot be written: File too large.') == 1
+  assert out.count('Training goes on, and tries it again.') == 3
+
+
+def test_lines_that_are_lost_are_said_but_hide_no_error(tmp_path, capsys):
+  lost = 'metrics.jsonl cannot be written: File too large. The last 2 of its'
+  with full_disk(5):
+    with (
+      pytest.raises(OSError, match=rf'{tmp_path}/{lost} lines are lost'),
+      writer(tmp_path) as w,
+    ):
+      w.scalars(1, 'test', {'loss': 1.0})
+      w.scalars(2, 'test', {'loss': 1.0})
+    with pytest.raises(KeyboardInterrupt), writer(tmp_path) as w:
+      w.scalars(1, 'test', {'loss': 1.0})
+      w.scalars(2, 'test', {'loss': 1.0})
+      raise KeyboardInterrupt
+  assert f'Warning: {tmp_path}/{lost} lines are lost' in capsys.readouterr().out
+
+
+def test_a_file_that_was_moved_away_gets_a_new_one(tmp_path):
+  with writer(tmp_path) as w:
+    w.scalars(1, 'test', {'loss': 1.0})
+    (tmp_path / 'metrics.jsonl').rename(tmp_path / 'old')
+    w.scalars(2, 'test', {'loss': 1.0})
+  assert lines(tmp_path) == [{'step': 2, 'test/loss': 1.0}]

@@ -29,9 +29,36 @@ def test_traces_the_steps_it_is_told_to(tmp_path):
 def test_a_run_that_ends_first_writes_what_it_has(tmp_path):
   profiler = profiling.Profiler(epath.Path(tmp_path), start=0, num_steps=100)
   assert profiler.before_step(jnp.zeros(())) == []
-  assert 'shows them under Profile' in profiler.stop()[0]
+  assert 'shows them under Profile' in profiler.end()[0]
   assert list((tmp_path / 'tensorboard/plugins/profile').glob('*/*.xplane.pb'))
-  assert profiler.stop() == []
+  assert profiler.end() == []
+
+
+def test_a_trace_that_cannot_be_written_is_told(tmp_path):
+  (tmp_path / 'tensorboard').write_text('a file is in the way')
+  profiler = profiling.Profiler(epath.Path(tmp_path), start=0, num_steps=1)
+  profiler.before_step(None)
+  (line,) = profiler.before_step(None)
+  assert line.startswith('WARNING: the trace of the steps is lost: ')
+
+
+def test_an_error_ends_the_trace(tmp_path):
+  with (
+    pytest.raises(KeyError),
+    profiling.Profiler(epath.Path(tmp_path), start=0, num_steps=9) as profiler,
+  ):
+    profiler.before_step(None)
+    raise KeyError
+  assert list((tmp_path / 'tensorboard/plugins/profile').glob('*/*.xplane.pb'))
+  with pytest.raises(RuntimeError):  # none is running
+    jax.profiler.stop_trace()
+
+
+def test_a_run_that_is_too_short_says_so(tmp_path):
+  profiler = profiling.Profiler(epath.Path(tmp_path), start=5, num_steps=9)
+  profiler.before_step(None)
+  (line,) = profiler.end()
+  assert 'this process made 1, and config.profile.start=5' in line
 
 
 def test_no_trace_unless_asked(tmp_path):

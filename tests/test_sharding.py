@@ -148,13 +148,34 @@ def test_table_places_by_name(make_mesh):
   }
 
 
-@pytest.mark.parametrize('axes', [('data',), ('modle',), (None,) * 4])
-def test_table_explains_axes_that_do_not_fit(make_mesh, axes):
-  with pytest.raises(ValueError, match=r"'mlp_in/kernel' gives params/mlp_in"):
+@pytest.mark.parametrize(
+  ('axes', 'message'),
+  [
+    (('data',), '12 does not divide by 8; use None there'),
+    (
+      (None, ('replica', 'modle')),
+      "there is no 'modle'; use replica, data, mo",
+    ),
+    ((None,) * 4, 'it has 3 dimensions; give at most so many'),
+    ((None, 'data', 'data'), "'data' can split only one dimension"),
+    ((None, ['model', 'model']), "'model' can split only one dimension"),
+    ((('replica', 'data'),), '12 does not divide by 8'),
+  ],
+)
+def test_table_explains_axes_that_do_not_fit(make_mesh, axes, message):
+  with pytest.raises(ValueError, match=r"'mlp_in/kernel' gives .*" + message):
     specs(make_mesh(8), [('mlp_in/kernel', axes)])
 
 
-@pytest.mark.parametrize('table', [[('a',)], [('(', ())], 3])
+def test_table_splits_a_dimension_over_several_axes(make_mesh):
+  # As a config has it, and as JSON gives it back.
+  table = (('mlp_in/kernel', (None, ('replica', 'data'), 'model')),)
+  for params in (table, json.loads(json.dumps(table))):
+    layout = specs(make_mesh(2, 2, 2), params)['params']['mlp_in']
+    assert layout['kernel'] == PartitionSpec(None, ('replica', 'data'), 'model')
+
+
+@pytest.mark.parametrize('table', [[('a',)], [('(', ())], 3, [('a', (3,))]])
 def test_what_is_no_table_is_explained(make_mesh, table):
   with pytest.raises(ValueError, match='is no table .* rows of .regex, axes'):
     specs(make_mesh(8), table)

@@ -2,6 +2,7 @@ import json
 import os
 import re
 import signal
+import time
 
 import jax
 import jax.numpy as jnp
@@ -107,6 +108,64 @@ def test_an_evaluation_that_was_interrupted_is_done_again(
     (4, 'step'),  # goodput
     (4, 'test/loss'),
   ]
+
+
+def test_a_signal_during_an_evaluation_is_saved_for_at_once(
+  tiny_config, tmp_path, monkeypatch
+):
+  tiny_config.total_steps = 9
+  tiny_config.log_every = 9
+  tiny_config.evals.test.update(every=3, batch_size=16)
+  seen = []
+  batches = pipeline.EvalData.batches
+
+  def interrupted(self):
+    for number, batch in enumerate(batches(self)):
+      if number == 2:
+        os.kill(os.getpid(), signal.SIGTERM)
+      seen.append(number)
+      yield batch
+
+  monkeypatch.setattr(pipeline.EvalData, 'batches', interrupted)
+  with pytest.raises(checkpoint.Preempted, match='SIGTERM after step 3'):
+    train.train(tiny_config, tmp_path)
+  assert seen == [0, 1, 2]  # of 23
+  assert [p.name for p in (tmp_path / 'checkpoints').iterdir()] == ['3']
+  # Begun again, it does that evaluation first.
+  monkeypatch.setattr(pipeline.EvalData, 'batches', batches)
+  assert train.train(tiny_config, tmp_path).step == 9
+  steps = [x['step'] for x in read_metrics(tmp_path) if 'test/loss' in x]
+  assert steps == [3, 6, 9]
+
+
+def test_steps_are_traced_and_waits_for_input_counted(
+  tiny_config, tmp_path, monkeypatch, capsys
+):
+  tiny_config.total_steps = 8
+  tiny_config.evals = {}
+  tiny_config.profile.update(start=2, num_steps=2)
+  batches = pipeline.TrainData.batches
+
+  def slow(self, start):
+    for batch in batches(self, start):
+      time.sleep(0.1)
+      yield batch
+
+  monkeypatch.setattr(pipeline.TrainData, 'batches', slow)
+  train.train(tiny_config, tmp_path)
+  assert 'Traced 2 steps' in capsys.readouterr().out
+  profiles = tmp_path / 'tensorboard' / 'plugins' / 'profile'
+  assert list(profiles.glob('*/*.xplane.pb'))
+  (line,) = (x for x in read_metrics(tmp_path) if 'goodput/input' in x)
+  # All but the wait that a step of a few milliseconds hides.
+  assert line['goodput/input'] * line['goodput/seconds'] > 0.4
+
+
+def test_a_dry_run_says_what_a_run_takes(tiny_config, tmp_path):
+  tiny_config.sharding.params = 'fsdp'
+  text = train.dry_run(tiny_config)
+  assert 'blocks/mlp_in/kernel ' in text
+  assert 'Estimated memory' in text
 
 
 def test_zero_steps_just_evaluate(tiny_config, tmp_path):

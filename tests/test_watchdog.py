@@ -119,12 +119,21 @@ def test_other_things_have_their_own_patience(make, clock):
     assert 'at compiling for 1,801 s (usual: not known yet)' in said()
 
 
-def test_before_the_first_step_nothing_is_expected(make, clock):
-  dog, said = make()
-  with dog.busy('compiling'):
-    pass
-  clock(10**6)
+def test_the_time_before_the_first_step_is_watched(make, clock):
+  dog, said = make(at_least=300, at_least_other=1800, every=1000)
+  clock(10**6)  # before the context, nothing is expected
   assert said() == ''
+  with dog:
+    clock(1000)
+    with dog.busy('compiling'):
+      clock(1000)  # which has its own patience
+    clock(799)
+    assert said() == ''
+    clock(2)
+    assert 'at starting for 1,801 s (usual: not known yet)' in said()
+    dog.synced(0)
+    clock(299)
+    assert said() == ''
 
 
 def test_the_thread_looks_by_itself(tmp_path, capfd):

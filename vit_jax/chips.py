@@ -2,8 +2,6 @@
 
 from typing import NamedTuple
 
-import jax
-
 _GIB = 2**30
 
 
@@ -13,7 +11,8 @@ class Chip(NamedTuple):
   Attributes:
     peak_flops: dense bf16 FLOP/s of a device.
     hbm_bytes: bytes of a device's memory that a program can use. The TPU
-      compiler keeps some: what it says that it has, not the data sheet.
+      compiler keeps some: what it says that it has, not the data sheet. None,
+      as all that follows, of GPUs: no one compiles for them elsewhere.
     hbm_bandwidth: bytes/s of a device, between memory and compute units.
     link_bandwidth: bytes/s that one link of a chip sends (and receives, at the
       same time): between the chips of a TPU slice, or the GPUs of a host.
@@ -24,10 +23,10 @@ class Chip(NamedTuple):
   """
 
   peak_flops: float
-  hbm_bytes: int
-  hbm_bandwidth: float
-  link_bandwidth: float
-  num_links: int
+  hbm_bytes: int | None = None
+  hbm_bandwidth: float | None = None
+  link_bandwidth: float | None = None
+  num_links: int | None = None
   network_bandwidth: float | None = None
   devices_per_chip: int = 1
 
@@ -37,17 +36,16 @@ def _gib(number):
 
 
 _V5P = Chip(459e12, _gib(95.74), 2765e9, 100e9, 6, 50e9 / 8)
-_A100_40 = Chip(312e12, 40 * _GIB, 1555e9, 25e9, 12)
-_A100_80 = Chip(312e12, 80 * _GIB, 2039e9, 25e9, 12)
 
 # TPU: "System architecture" of each version at cloud.google.com/tpu/docs; what
 # it gives for a chip is halved for the cores of v2 and v3. The links of v2 and
 # v3 are from Norrie et al., "The Design Process for Google's Training Chips",
 # 2021 (496 and 656 Gbit/s each way), of v4 from Jouppi et al., 2304.01433 (50
 # GB/s), of the others a chip's "bidirectional ICI bandwidth" over both
-# directions of all links. The network of v5e is that of a pod over 256 chips.
+# directions of all links. The network of v5e and v6e is that of a pod, 6.4 and
+# 25.6 Tbit/s, over 256 chips.
 # hbm_bytes is what libtpu 0.0.42 says when a program does not fit.
-# GPU: NVIDIA's data sheets; links are those of NVLink 3 and 4, 25 GB/s each.
+# GPU: NVIDIA's data sheets.
 CHIPS = {
   'TPU v2': Chip(
     22.5e12, _gib(7.48), 350e9, 62e9, 4, devices_per_chip=2
@@ -59,38 +57,13 @@ CHIPS = {
   'TPU v5 lite': Chip(197e12, _gib(15.75), 819e9, 50e9, 4, 25e9 / 8),
   'TPU v5': _V5P,
   'TPU v5p': _V5P,
-  'TPU v6 lite': Chip(918e12, _gib(31.25), 1638e9, 100e9, 4),
-  'NVIDIA A100-SXM4-40GB': _A100_40,
-  'NVIDIA A100-SXM4-80GB': _A100_80,
-  'NVIDIA A100 80GB PCIe': _A100_80._replace(hbm_bandwidth=1935e9),
-  'NVIDIA H100 80GB HBM3': Chip(989.4e12, 80 * _GIB, 3350e9, 25e9, 18),
-  'NVIDIA H200': Chip(989.4e12, 141 * 10**9, 4800e9, 25e9, 18),
+  'TPU v6 lite': Chip(918e12, _gib(31.25), 1638e9, 100e9, 4, 100e9 / 8),
+  'NVIDIA A100-SXM4-40GB': Chip(312e12),
+  'NVIDIA A100-SXM4-80GB': Chip(312e12),
+  'NVIDIA A100 80GB PCIe': Chip(312e12),
+  'NVIDIA H100 80GB HBM3': Chip(989.4e12),
+  'NVIDIA H200': Chip(989.4e12),
 }  # fmt: skip
-
-
-# Products of activations with split parameters: XLA would rather go round the
-# devices with parts of a parameter than gather it, and add up the result part
-# by part. For ViT-H/14 on 16 TPU v5p with fsdp that takes 3,397 GB of memory
-# traffic a step, gathering takes 780 GB. So from so many MiB only.
-_TPU_OPTIONS = {'xla_jf_spmd_threshold_for_windowed_einsum_mib': '1000000'}
-
-
-def compiled(lowered, device_kind):
-  """Returns a compiled function, with the options that suit a device.
-
-  Args:
-    lowered: a `jax.stages.Lowered`.
-    device_kind: as `jax.Device.device_kind` has it.
-  """
-  if not device_kind.startswith('TPU'):
-    return lowered.compile()
-  try:
-    return lowered.compile(_TPU_OPTIONS)
-  except jax.errors.JaxRuntimeError as error:
-    # Another libtpu may not have it: better slow than not at all.
-    if 'No such compile option' not in str(error):
-      raise
-    return lowered.compile()
 
 
 def find(device_kind):

@@ -8,6 +8,9 @@ when it goes on, that time, and the time until it was started again, count as
 
 import contextlib
 import time
+from concurrent import futures
+
+import jax
 
 # Of these, `step` is good; `start` is reading data, restoring, initialising.
 CAUSES = (
@@ -46,8 +49,17 @@ class Clock:
     before, self._cause, self._mark = self._cause, cause, mark
     return before
 
-  def charge(self, cause):
-    """Counts the time since the last switch for this cause after all."""
+  def charge(self, cause, since):
+    """Counts the time since a moment for this cause after all.
+
+    Args:
+      cause: one of CAUSES.
+      since: seconds of the monotonic clock, after the last switch; what was
+        before it counts as it did.
+    """
+    since = min(max(since, self._mark), self._monotonic())
+    self._seconds[self._cause] += since - self._mark
+    self._mark = since
     before, self._cause = self._cause, cause
     self.switch(before)
 
@@ -73,6 +85,26 @@ class Clock:
     for cause in CAUSES:
       self._seconds[cause] += scalars[cause] * scalars['seconds']
     self._seconds['restart'] += max(self._began - scalars['unix_time'], 0.0)
+
+
+class Completion:
+  """Learns when steps are done, without keeping the loop waiting."""
+
+  def __init__(self):
+    self._pool = futures.ThreadPoolExecutor(1, 'completion')
+
+  def of(self, result):
+    """Returns a future of when it was computed, by the monotonic clock.
+
+    Args:
+      result: tree of arrays of a step; an error of the step is the future's.
+    """
+    return self._pool.submit(_when_ready, result)
+
+
+def _when_ready(result):
+  jax.block_until_ready(result)
+  return time.monotonic()
 
 
 def in_words(scalars):

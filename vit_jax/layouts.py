@@ -44,8 +44,9 @@ def layout(shapes, mesh, params='replicate'):
     params: a name in LAYOUTS; or a table of (regex, axes) where the first regex
       found in an array's name (like 'params/blocks/mlp_in/kernel', and
       'opt_state/1/mu/blocks/mlp_in/kernel' of the optimizer: leave the
-      beginning open) gives one mesh axis or None a dimension. Arrays that no
-      regex names are replicated.
+      beginning open) says what each dimension is split over: a mesh axis, a
+      tuple of several, or None. Arrays that no regex names are replicated.
+      Tuples may be lists, as they are once they have been JSON.
 
   Raises:
     ValueError: on an unknown layout, or axes that do not fit an array.
@@ -54,7 +55,10 @@ def layout(shapes, mesh, params='replicate'):
     rule = names.lookup(LAYOUTS, params, 'config.sharding.params')
   else:
     try:
-      table = [(re.compile(pattern), tuple(axes)) for pattern, axes in params]
+      table = [
+        (re.compile(pattern), tuple(map(_entry, axes)))
+        for pattern, axes in params
+      ]
     except (ValueError, TypeError, re.error) as error:
       raise ValueError(
         f'config.sharding.params={params!r} is no table ({error}); give '
@@ -68,6 +72,15 @@ def layout(shapes, mesh, params='replicate'):
     ),
     shapes,
   )
+
+
+def _entry(axis):
+  """Returns what a row of a table says of a dimension, lists made tuples."""
+  if axis is None or isinstance(axis, str):
+    return axis
+  if isinstance(axis, (list, tuple)) and all(isinstance(x, str) for x in axis):
+    return tuple(axis)
+  raise TypeError(f'{axis!r} is neither an axis, nor several, nor None')
 
 
 def _spec(axes):
@@ -122,18 +135,36 @@ def _by_table(name, shape, mesh, table):
   for pattern, axes in table:
     if not pattern.search(name):
       continue
-    fits = len(axes) <= len(shape) and all(
-      axis is None or (axis in mesh.shape and size % mesh.shape[axis] == 0)
-      for size, axis in zip(shape, axes, strict=False)
-    )
-    if not fits:
+    problem = _problem(axes, shape, mesh)
+    if problem:
       raise ValueError(
         f'config.sharding.params: {pattern.pattern!r} gives {name}, of shape '
-        f'{shape}, the axes {axes}; give at most {len(shape)} of None and '
-        f'{dict(mesh.shape)}, each of which divides its dimension.'
+        f'{shape}, the axes {axes}, but {problem}.'
       )
     return axes
   return ()
+
+
+def _problem(axes, shape, mesh):
+  """Returns what keeps axes from splitting an array, '' if nothing does."""
+  if len(axes) > len(shape):
+    return f'it has {len(shape)} dimensions; give at most so many'
+  split = [(axis,) if isinstance(axis, str) else axis or () for axis in axes]
+  used = [axis for each in split for axis in each]
+  unknown = sorted(set(used) - set(mesh.shape))
+  if unknown:
+    return f'there is no {unknown[0]!r}; use {", ".join(mesh.shape)} or None'
+  twice = sorted({axis for axis in used if used.count(axis) > 1})
+  if twice:
+    return f'{twice[0]!r} can split only one dimension; name it once'
+  for size, each in zip(shape, split, strict=False):
+    parts = math.prod(mesh.shape[axis] for axis in each)
+    if size % parts:
+      return (
+        f'{size} does not divide by {parts}; use None there, or another '
+        'config.mesh'
+      )
+  return ''
 
 
 LAYOUTS = {
@@ -149,7 +180,7 @@ def bytes_per_device(shapes, shardings):
 
   Args:
     shapes: tree of arrays or `jax.ShapeDtypeStruct`.
-    shardings: tree of their shardings, or of one for all.
+    shardings: tree of their shardings.
   """
   sizes = jax.tree.map(_bytes, shapes, shardings)
   return sum(jax.tree.leaves(sizes))
@@ -205,4 +236,6 @@ def _padded(leaf, sharding):
 
 
 def _axes(size, axis):
-  return f'{size}' if axis is None else f'{size} / {axis}'
+  if not axis:
+    return f'{size}'
+  return f'{size} / {axis if isinstance(axis, str) else " ".join(axis)}'

@@ -73,10 +73,10 @@ def main(argv):
       _PROCESS_ID.value,
       _START_TIMEOUT.value,
       _LOST_TIMEOUT.value,
-    ),
+    ) as ending,
   ):
-    status = _train(config_file, workdir)
-  return status
+    ending.status = _train(config_file, workdir)
+  return ending.status
 
 
 def _train(config_file, workdir):

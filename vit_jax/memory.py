@@ -13,15 +13,17 @@ from typing import NamedTuple
 import jax
 from jax.extend import core
 
-from vit_jax import experiment, layouts, sharding
+from vit_jax import chips, experiment, layouts, sharding
 
 _REMAT = ('none', 'dots', 'full')
 _FSDP = {'replicate': 'fsdp', 'tensor': 'fsdp_tensor'}
 _LEAST_SAVING = 0.02  # of all, to be worth a line
+# What runs short of other things, such as a store's quota, has the same code.
+_OF_MEMORY = re.compile(r'memory|hbm|allocat', re.IGNORECASE)
 
 
 class OutOfMemoryError(MemoryError):
-  """A train step does not fit; the message says what would help."""
+  """A step does not fit; the message says what would help."""
 
 
 class Estimate(NamedTuple):
@@ -50,6 +52,29 @@ class Estimate(NamedTuple):
       for name, size in zip(self._fields, self, strict=True)
     )
     return f'{self.total / 1e9:.2f} GB per device: {parts}'
+
+
+def describe(estimate, device_kind):
+  """Returns a text: an estimate, and the memory of a device if it is known.
+
+  Args:
+    estimate: an Estimate.
+    device_kind: as `jax.Device.device_kind` has it.
+  """
+  chip = chips.find(device_kind)
+  if not (chip and chip.hbm_bytes):
+    return f'Estimated memory: {estimate}.'
+  total, parts = str(estimate).split(' per device', 1)
+  text = (
+    f'Estimated memory: {total} of {chip.hbm_bytes / 1e9:.1f} GB '
+    f'per device{parts}.'
+  )
+  if estimate.total > chip.hbm_bytes:
+    text += (
+      ' Warning: that is more than there is. If the step does not fit, the '
+      'error lists what would help.'
+    )
+  return text
 
 
 def estimate(parts, mesh, accum_steps=1):
@@ -138,13 +163,16 @@ def _size(x):
 
 
 @contextlib.contextmanager
-def explain_exhaustion(config, data, devices=None):
+def explain_exhaustion(config, data, devices=None, evaluation=''):
   """Within it, running out of memory is an OutOfMemoryError with advice.
+
+  Other errors pass, those of a store's quota too. The innermost one counts.
 
   Args:
     config: the run's config, see `experiment.build`.
     data: its training set, or the description of it.
     devices: of its mesh; all by default.
+    evaluation: name of the evaluation that runs within; '' is the train step.
 
   Raises:
     OutOfMemoryError: in place of JAX's RESOURCE_EXHAUSTED.
@@ -152,11 +180,20 @@ def explain_exhaustion(config, data, devices=None):
   try:
     yield
   except jax.errors.JaxRuntimeError as error:
-    if 'RESOURCE_EXHAUSTED' not in str(error):
+    text = str(error)
+    if 'RESOURCE_EXHAUSTED' not in text or not _OF_MEMORY.search(text):
       raise
+    if evaluation:
+      field = f'config.evals.{evaluation}.batch_size'
+      size = config.evals[evaluation].get('batch_size')
+      what, remedy = (
+        f'Evaluation {evaluation!r}',
+        f'Lower {field}={size}; the results stay the same.',
+      )
+    else:
+      what, remedy = 'The train step', advice(config, data, devices)
     raise OutOfMemoryError(
-      f'The train step does not fit into memory. {_summary(error)}\n'
-      + advice(config, data, devices)
+      f'{what} does not fit into memory. {_summary(error)}\n{remedy}'
     ) from error
 
 
@@ -188,6 +225,8 @@ def advice(config, data, devices=None):
     fields = ' '.join(f'--config.{k}={v}' for k, v in changes.items())
     lines.append((fields, saved, remark))
   halved = (now.activations + now.batch) // 2
+  if config.sharding.params in _FSDP.values():
+    halved += (now.state + now.gradients) // 2
   lines.append(('twice as many devices', halved, ''))
   return '\n'.join(
     [

@@ -1,10 +1,14 @@
 """What a run says: the terminal, metrics.jsonl, TensorBoard.
 
 `metrics.jsonl` has one JSON object a line: 'step', and numbers named
-'section/name'. Only process 0 writes. At gs:// the files are copied every 30
-seconds, before each checkpoint, and at the end.
+'section/name'. Only process 0 writes. What cannot be written, as on a full
+disk, is kept in memory and written later. At gs:// the files are copied every
+30 seconds, as a checkpoint is saved, and at the end, in the background: the
+metrics of a run that is killed before the store took them may lack the lines
+since the last copy.
 """
 
+import contextlib
 import json
 import math
 import shutil
@@ -52,27 +56,32 @@ class Writer:
     self._mirror.fetch('metrics.jsonl')
     path = self._mirror.folder / 'metrics.jsonl'
     self.goodput = _drop_what_is_redone(path, first_step)
-    self._file = path.open('a')
-    # clu and TensorFlow are slow to import, and only this needs them.
-    from clu.metric_writers import AsyncWriter, SummaryWriter
-
-    folder = self._mirror.folder / 'tensorboard'
-    self._tensorboard = AsyncWriter(SummaryWriter(str(folder)))
+    self._lines = mirror.Outlasting(mirror.Lines(path))
+    self._tensorboard = mirror.Outlasting(
+      _TensorBoard(self._mirror.folder / 'tensorboard'), retry_seconds=60
+    )
 
   def __enter__(self):
     return self
 
   def __exit__(self, *exception):
-    if self._is_writer:
-      self._terminal.end_line()
-      self._file.close()
-      self._tensorboard.close()
-      try:
-        self._mirror.close()
-      except OSError as error:
-        if exception == (None, None, None):
-          raise
-        self.say(f'Warning: {error}')  # what ended the run matters more
+    if not self._is_writer:
+      return
+    self._terminal.end_line()
+    if failure := self._tensorboard.close():
+      self.say(f'Warning: {failure}')
+    failures = []
+    if failure := self._lines.close():
+      lost = len(self._lines.waiting)
+      failures.append(f'{failure} The last {lost:,} of its lines are lost.')
+    try:
+      self._mirror.close()
+    except OSError as error:
+      failures.append(str(error))
+    if failures and exception == (None, None, None):
+      raise OSError(' '.join(failures))
+    for failure in failures:  # what ended the run matters more
+      self.say(f'Warning: {failure}')
 
   def start_clock(self, step):
     """Starts to count images per second; call it when compilation is over."""
@@ -117,19 +126,19 @@ class Writer:
     self._latest[section] = values
     if self._is_writer:
       flat = {f'{section}/{name}': value for name, value in values.items()}
-      self._file.write(json.dumps({'step': step} | flat) + '\n')
-      self._file.flush()
-      self._tensorboard.write_scalars(step, flat)
       self._show(step, section, values)
+      self._warn(self._lines.add(json.dumps({'step': step} | flat) + '\n'))
+      self._warn(self._tensorboard.add((step, flat)))
       self._warn(self._mirror.copy_soon())
 
   def flush(self):
-    """Returns when what was written will outlive this process.
+    """Starts to bring what was written to where it outlives this process.
 
-    Before a checkpoint: a run that goes on from there keeps the lines up to it.
+    When a checkpoint is saved: a run that goes on from there has the lines up
+    to it if the store takes them before this process is killed.
     """
     if self._is_writer:
-      self._warn(self._mirror.copy())
+      self._warn(self._mirror.copy_soon(now=True))
 
   def say(self, *lines):
     """Prints lines."""
@@ -169,6 +178,34 @@ class Writer:
       rest = (self._total_steps - step) / (step - self._first_step)
       parts.append(f'ETA {duration(elapsed * rest)}')
     self._terminal.refresh('  '.join(parts))
+
+
+class _TensorBoard:
+  """Scalars in TensorBoard's files."""
+
+  def __init__(self, path):
+    # clu and TensorFlow are slow to import, and only this needs them.
+    from clu.metric_writers import SummaryWriter
+
+    self.path, self._open, self._writer = path, SummaryWriter, None
+
+  def write(self, entries):
+    try:
+      if self._writer is None:
+        self._writer = self._open(str(self.path))
+      for step, scalars in entries:
+        self._writer.write_scalars(step, scalars)
+      self._writer.flush()
+    except Exception as error:  # TensorFlow's are many, and no OSError
+      self.close()  # it ends within a record: what comes next gets a file
+      reason = (str(error).splitlines() or [type(error).__name__])[0]
+      raise OSError(0, reason.rpartition('; ')[2]) from None
+
+  def close(self):
+    with contextlib.suppress(Exception):  # all was flushed, or is written again
+      if self._writer is not None:
+        self._writer.close()
+    self._writer = None
 
 
 class _Terminal:

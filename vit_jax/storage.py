@@ -3,8 +3,9 @@
 Paths at gs:// are read and written by gcsfs, whatever else is installed; only
 the arrays of checkpoints (TensorStore) and packed shards (array_record) go
 their own ways. gcsfs sends a request that fails (500 to 504, 408, 429, lost
-connections) up to six times within about 35 seconds, and gives up one that is
-silent for 30; TensorStore, 32 times within about 15 minutes.
+connections) up to six times within about 35 seconds. One that is silent for 30
+is such a request too: a silent store is given up after less than four minutes.
+TensorStore sends a request up to 32 times within about 15 minutes.
 """
 
 import contextlib
@@ -29,7 +30,7 @@ _SCOPES = ['https://www.googleapis.com/auth/devstorage.read_write']
 
 
 def is_remote(path):
-  """Returns whether a path is at gs:// or its like."""
+  """Returns whether a path is at gs://; `path` refuses all other schemes."""
   return '://' in os.fspath(path)
 
 
@@ -37,8 +38,13 @@ def path(name):
   """Returns the `epath.Path` of a path as a user gives it: '~' is expanded.
 
   Raises:
-    ValueError: if it is at gs://, and what reads that is not installed.
+    ValueError: if it is a URL but not gs://, or what reads gs:// is not
+      installed.
   """
+  if is_remote(name) and not os.fspath(name).startswith('gs://'):
+    raise ValueError(
+      f'{name}: only local paths and gs:// can be used; download it first.'
+    )
   result = epath.Path(name).expanduser()
   if is_remote(result):
     _set_up()
@@ -55,14 +61,24 @@ def absolute(name):
 def check(name, field=None):
   """Raises ValueError if the bucket of a path cannot be used, and says why.
 
-  A store that answers nothing is given up after five minutes at most.
+  The account has to be allowed to list it, which reading one file does not
+  take. A store that answers nothing is given up after four minutes at most.
 
   Args:
-    name: path; of a local one nothing is asked.
+    name: path of a folder; of a local one nothing is asked.
     field: of the config or flag that says it, for errors.
   """
+  reason = problem(name)
+  if reason:
+    raise ValueError(
+      f'{field}={name}: {reason}.' if field else f'{name}: {reason}.'
+    )
+
+
+def problem(name):
+  """Returns why the bucket of a path cannot be used, as `check`, or None."""
   if not is_remote(name):
-    return
+    return None
   name = os.fspath(path(name))
   import fsspec
 
@@ -72,8 +88,8 @@ def check(name, field=None):
     # list short.
     fsspec.filesystem('gcs').ls(bucket, prefix=rest.partition('/')[0])
   except Exception as error:  # the store's kinds are many
-    where = f'{field}={name}' if field else name
-    raise ValueError(f'{where}: {_explain(error, bucket)}.') from None
+    return _explain(error, bucket)
+  return None
 
 
 class StoreError(OSError):
@@ -182,13 +198,15 @@ def _set_up():
     ) from None
   # What it logs, with a stack, is what it raises.
   logging.getLogger('gcsfs').setLevel(logging.CRITICAL)
+  # No `total`: files of any size may take their time, if bytes go on coming.
+  # gcsfs gives it with each request, so that the session's would not count.
   timeout = aiohttp.ClientTimeout(
     total=None, sock_connect=_CONNECT_SECONDS, sock_read=_SILENT_SECONDS
   )
   settings = fsspec.config.conf.setdefault('gcs', {})
   ours = dict(
     token=_credentials(),
-    session_kwargs=dict(timeout=timeout),
+    requests_timeout=timeout,
     # TensorStore and other processes write what a kept list would not show.
     use_listings_cache=False,
   )

@@ -4,7 +4,6 @@ import jax
 
 from vit_jax import (
   checkpoint,
-  chips,
   evaluators,
   experiment,
   flops,
@@ -60,7 +59,6 @@ def train(config, workdir):
     profiling.Profiler, config, 'profile', workdir=workdir
   )
   dog = experiment.call(watchdog.Watchdog, config, 'watchdog', workdir=workdir)
-  kind = mesh.devices.flat[0].device_kind
   peak_seconds = flops.step_seconds_at_peak(
     predict, shapes.params, (B, *data.image_shape), mesh
   )
@@ -87,6 +85,7 @@ def train(config, workdir):
   with (
     checkpoints,
     dog,
+    profiler,
     memory.explain_exhaustion(config, data),
     sharding.activations(mesh),
   ):
@@ -112,62 +111,83 @@ def train(config, workdir):
       estimate = memory.estimate(parts, mesh, config.step.accum_steps)
       writer.say(headline + loaded, f'Estimated memory: {estimate}.')
 
+      def save(step):
+        writer.scalars(step, 'goodput', clock.scalars())
+        with clock.spending('checkpoint'), dog.busy('saving'):
+          writer.flush()
+          checkpoints.save(step, state)
+
+      def log(step):
+        num_bad = sharding.sum_over_processes(data.num_bad)
+        scalars = stats | {
+          'learning_rate': parts.learning_rate(step - 1),
+          'bad_examples': num_bad,
+        }
+        writer.say(*data.news(), *checkpoints.news())
+        writer.scalars(step, 'train', scalars)
+        data.check_bad(num_bad, (step - first_step) * B)
+
       def evaluate(step):
+        """Returns whether it was asked to stop, before all was done."""
         for evaluation in evals:
-          if evaluation.due(step, total_steps):
-            with (
-              clock.spending('evaluation'),
-              dog.busy(f'evaluation {evaluation.name}'),
-            ):
-              values = evaluation.evaluate(state.weights)
-            writer.scalars(step, evaluation.name, values)
+          if not evaluation.due(step, total_steps):
+            continue
+          with (
+            clock.spending('evaluation'),
+            dog.busy(f'evaluation {evaluation.name}'),
+          ):
+            values = evaluation.evaluate(
+              state.weights, checkpoints.stop_requested
+            )
+          if values is None:
+            return True
+          writer.scalars(step, evaluation.name, values)
+        return False
 
       # The run may have been stopped before it did this.
-      if first_step or not total_steps:
-        evaluate(first_step)
+      if (first_step or not total_steps) and evaluate(first_step):
+        checkpoints.stop(first_step, writer.say)
       if first_step < total_steps:
         writer.say('Compiling the train step ...')
         with clock.spending('compile'), dog.busy('compiling'):
-          train_step = chips.compiled(parts.lower(mesh), kind)
-      batches, stats = data.batches(first_step), None
+          train_step = parts.compile(mesh)
+      batches = data.batches(first_step)
+      completion, stats, done = goodput.Completion(), None, None
       clock.switch('step')
       for step in range(first_step + 1, total_steps + 1):
         dog.beat(step)
         writer.say(*profiler.before_step(stats))
-        batch = _next_batch(batches, stats, clock)
-        previous = stats
+        batch = _next_batch(batches, done, clock)
         state, stats = train_step(state, batch, rng)
-        # Two steps are under way at most: more would only hold their batches.
-        jax.block_until_ready(previous)
+        previous, done = done, completion.of(stats)
+        if previous:
+          # Two steps are under way at most: more would only hold batches.
+          previous.result()
         dog.synced(step - 1)
         if step == first_step + 1:
           jax.block_until_ready(state)
           writer.start_clock(step)
-        stop = checkpoints.stop_requested(step)
-        save = stop or checkpoints.due(step, total_steps)
+        stop = checkpoints.stop_requested()
+        save_now = stop or checkpoints.due(step, total_steps)
         # A state is only saved after its metrics were found finite.
-        if save or step % config.log_every == 0:
-          num_bad = sharding.sum_over_processes(data.num_bad)
-          scalars = stats | {
-            'learning_rate': parts.learning_rate(step - 1),
-            'bad_examples': num_bad,
-          }
-          writer.say(*data.news(), *checkpoints.news())
-          writer.scalars(step, 'train', scalars)
-          data.check_bad(num_bad, (step - first_step) * B)
-        if save:
-          writer.scalars(step, 'goodput', clock.scalars())
-          with clock.spending('checkpoint'), dog.busy('saving'):
-            writer.flush()
-            checkpoints.save(step, state)
-            if stop:
-              checkpoints.stop(step)
-        evaluate(step)
+        is_logged = save_now or step % config.log_every == 0
+        if is_logged:
+          log(step)
+        if save_now:
+          save(step)
+        if not stop and evaluate(step):
+          # What was evaluated is not lost: it is done again.
+          stop = True
+          if not is_logged:
+            log(step)
+          if not save_now:
+            save(step)
+        if stop:
+          checkpoints.stop(step, writer.say)
       with clock.spending('checkpoint'), dog.busy('saving'):
-        checkpoints.wait()
+        checkpoints.wait(writer.say)
       writer.say(
-        *checkpoints.news(),
-        *profiler.stop(stats),
+        *profiler.end(stats),
         f'Done after {total_steps:,} steps, '
         f'{goodput.in_words(clock.scalars())}. {writer.results()}\n'
         f'Everything is in {workdir}: checkpoints/, metrics.jsonl, '
@@ -194,12 +214,20 @@ def dry_run(config):
   return f'{table}\nEstimated memory: {estimate}.\n'
 
 
-def _next_batch(batches, stats, clock):
-  """Returns the next batch; it was waited for if the devices ran dry."""
+def _next_batch(batches, done, clock):
+  """Returns the next batch; counts how long the devices had nothing to do.
+
+  Args:
+    batches: iterator.
+    done: future of when the step before was done; None before the first.
+    clock: a `goodput.Clock`.
+  """
   clock.switch('step')
   batch = next(batches)
-  if stats is None or all(x.is_ready() for x in jax.tree.leaves(stats)):
-    clock.charge('input')
+  if done is None:
+    clock.charge('input', since=0)
+  elif done.done():
+    clock.charge('input', since=done.result())
   return batch
 
 

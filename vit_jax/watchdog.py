@@ -34,7 +34,8 @@ class Watchdog:
         disk; the stacks go to stderr in any case.
       factor: how many times the usual duration, a running median, is too long.
       at_least: seconds that no step is too long under.
-      at_least_other: the same for all else: compiling, evaluating, saving.
+      at_least_other: the same for all else: starting, compiling, evaluating,
+        saving.
       every: seconds between two looks.
 
     Raises:
@@ -62,6 +63,8 @@ class Watchdog:
     self._end = threading.Event()
 
   def __enter__(self):
+    # Until the first step: what restores, initialises, reads the first batch.
+    self._now = ('starting', 0, time.monotonic())
     threading.Thread(target=self._watch, name='watchdog', daemon=True).start()
     return self
 

@@ -2,10 +2,12 @@ import contextlib
 import gc
 import json
 import os
+import re
 import resource
 import shutil
 import signal
 import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +17,7 @@ import pytest
 from etils import epath
 
 from vit_jax import checkpoint, sharding
-from vit_jax.checkpoint import writing
+from vit_jax.checkpoint import restoring, writing
 
 CONFIG = {
   'seed': 0,
@@ -32,6 +34,11 @@ SHAPES = jax.eval_shape(lambda: STATE)
 pytestmark = pytest.mark.filterwarnings(
   'ignore::pytest.PytestUnraisableExceptionWarning'
 )
+
+
+@pytest.fixture(autouse=True)
+def read_again_at_once(monkeypatch):
+  monkeypatch.setattr(restoring, 'AGAIN_SECONDS', 0)
 
 
 @pytest.fixture(autouse=True)
@@ -363,6 +370,45 @@ def test_the_last_save_is_tried_again_in_place(tmp_path, layout, monkeypatch):
   assert_same_bits(restore(tmp_path, layout)[0], noise(2))
 
 
+def test_who_waits_is_told_of_each_try(tmp_path, monkeypatch):
+  monkeypatch.setattr(checkpoint, 'RETRY_SECONDS', (0, 0.1))
+  start, failures, said = writing.Write._start, [], []
+
+  def fail_twice(self, state):
+    if len(failures) < 2:
+      failures.append(self.step)
+      raise OSError(28, 'No space left on device')
+    return start(self, state)
+
+  monkeypatch.setattr(writing.Write, '_start', fail_twice)
+  with open_noise(tmp_path) as checkpoints:
+    checkpoints.save(2, noise(2))
+    with pytest.raises(checkpoint.Preempted):
+      checkpoints.stop(2, lambda *lines: said.extend(lines))
+  first, second = said
+  assert first.startswith('WARNING: the checkpoint of step 2 could not be writ')
+  assert 'No space left on device); none was saved before.' in first
+  assert second.endswith('The next try is in 0.1 s.')
+
+
+def test_a_step_is_written_once(tmp_path, layout, monkeypatch):
+  started, start = [], writing.Write._start
+
+  def count(self, state):
+    started.append(self.step)
+    time.sleep(0.3)
+    return start(self, state)
+
+  monkeypatch.setattr(writing.Write, '_start', count)
+  with open_noise(tmp_path) as checkpoints:
+    for _ in range(3):
+      checkpoints.save(2, noise(2))  # it is on its way
+    checkpoints.wait()
+    checkpoints.save(2, noise(2))  # it is safe
+  assert started == [2]
+  assert_same_bits(restore(tmp_path, layout)[0], noise(2))
+
+
 def test_an_old_one_goes_only_when_the_new_one_is_complete(
   tmp_path, monkeypatch
 ):
@@ -403,25 +449,64 @@ def test_a_slow_disk_puts_saves_off(tmp_path, monkeypatch):
     return start(self, state)
 
   monkeypatch.setattr(writing.Write, '_start', wait)
-  monkeypatch.setattr(checkpoint, 'PATIENCE_SECONDS', 0.1)
+  monkeypatch.setattr(checkpoint, 'PATIENCE_SECONDS', 1)
+  waits = []
   with open_noise(tmp_path, every=20) as checkpoints:
     checkpoints.save(2, noise(2))
-    checkpoints.save(20, noise(20))
-    (line,) = checkpoints.news()
-    assert line.startswith('The checkpoint of step 2 is still being written')
-    assert not checkpoints.due(21, 100)
-    assert checkpoints.due(22, 100)
+    for step in range(3, 61):  # while the disk does not answer
+      assert checkpoints.due(step, 100) == (step % 20 == 0)
+      if step % 20 == 0:
+        before = time.monotonic()
+        checkpoints.save(step, noise(step))
+        waits.append(time.monotonic() - before)
+    # It is waited for once.
+    assert waits[0] >= 1 and max(waits[1:]) < 0.5
+    first, *others = checkpoints.news()
+    assert re.fullmatch(
+      r'The checkpoint of step 2 is still being written after [1-9] s; that of '
+      r'step 20 is put off until then\.', first
+    )  # fmt: skip
+    assert len(others) == 2
     go_on.set()
-    checkpoints.save(22, noise(22))
-  assert sorted(os.listdir(tmp_path / 'checkpoints')) == ['2', '22']
+    wait_for_part(checkpoints)
+    due = [step for step in range(61, 65) if checkpoints.due(step, 100)]
+    assert due[0] == 62  # the next time that they ask one another
+    checkpoints.save(62, noise(62))
+  assert sorted(os.listdir(tmp_path / 'checkpoints')) == ['2', '62']
+
+
+def test_memory_is_reserved_when_there_is_something_to_save(tmp_path, layout):
+  with open_noise(tmp_path) as checkpoints:
+    before = len(jax.live_arrays())
+    checkpoints.restore_latest(layout)
+    assert len(jax.live_arrays()) == before
+    checkpoints.due(1, 100)
+    assert len(jax.live_arrays()) == before + len(NOISE_SHAPES)
+
+
+def test_an_interrupt_does_not_wait(tmp_path, monkeypatch):
+  go_on, start = threading.Event(), writing.Write._start
+
+  def wait(self, state):
+    go_on.wait(30)
+    return start(self, state)
+
+  monkeypatch.setattr(writing.Write, '_start', wait)
+  before = time.monotonic()
+  with pytest.raises(KeyboardInterrupt), open_noise(tmp_path) as checkpoints:
+    checkpoints.save(2, noise(2))
+    raise KeyboardInterrupt
+  assert time.monotonic() - before < 20
+  go_on.set()
+  wait_for_part(checkpoints)
 
 
 @pytest.mark.parametrize('name', ['SIGTERM', 'SIGINT'])
 def test_signals_ask_to_stop(tmp_path, name):
   with manager(tmp_path) as checkpoints:
-    assert not checkpoints.stop_requested(1)
+    assert not checkpoints.stop_requested()
     os.kill(os.getpid(), getattr(signal, name))
-    assert checkpoints.stop_requested(1)
+    assert checkpoints.stop_requested()
     checkpoints.save(1, STATE)
     with pytest.raises(checkpoint.Preempted, match=f'{name} after step 1.'):
       checkpoints.stop(1)

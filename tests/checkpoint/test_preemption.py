@@ -6,17 +6,55 @@ import pytest
 from vit_jax.checkpoint import preemption
 
 
+def send(name):
+  os.kill(os.getpid(), getattr(signal, name))
+
+
 @pytest.mark.parametrize('name', ['SIGTERM', 'SIGINT'])
-def test_the_first_signal_is_remembered_the_second_is_not_held_up(name, capfd):
-  number = getattr(signal, name)
-  outside = signal.getsignal(number)
+def test_the_first_signal_is_remembered(name, capfd):
   with preemption.Notice() as notice:
-    assert not notice.reached(1)
-    os.kill(os.getpid(), number)
+    assert not notice.reached()
+    send(name)
     assert notice.name == name
-    assert notice.reached(1)
-    assert signal.getsignal(number) is outside
+    assert notice.reached()
   assert f'{name}: saving after the step' in capfd.readouterr().err
+
+
+def test_a_second_ctrl_c_is_not_held_up():
+  with preemption.Notice() as notice:
+    send('SIGINT')
+    with pytest.raises(KeyboardInterrupt):
+      send('SIGINT')
+    assert notice.name == 'SIGINT'
+
+
+def test_further_sigterms_do_not_end_the_save(capfd):
+  """Slurm sends several."""
+  with preemption.Notice() as notice:
+    for _ in range(3):
+      send('SIGTERM')
+    assert notice.name == 'SIGTERM'
+    # A Ctrl-C among them does not, either; the second does.
+    send('SIGINT')
+    send('SIGTERM')
+    assert notice.name == 'SIGTERM'
+    with pytest.raises(KeyboardInterrupt):
+      send('SIGINT')
+  assert capfd.readouterr().err.count('saving after the step') == 1
+
+
+def test_processes_agree_on_calls_not_on_steps(monkeypatch):
+  """The number must grow at each, also between evaluations' batches."""
+  asked = []
+  monkeypatch.setattr(preemption.jax, 'process_count', lambda: 2)
+  monkeypatch.setattr(
+    preemption.multihost_utils,
+    'reached_preemption_sync_point',
+    lambda number: asked.append(number) or number == 3,
+  )
+  notice = preemption.Notice()
+  assert [notice.reached() for _ in range(3)] == [False, False, True]
+  assert asked == [1, 2, 3]
 
 
 def test_handlers_are_put_back():

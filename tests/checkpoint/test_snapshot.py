@@ -26,6 +26,7 @@ def test_copies_are_made_where_the_one_before_was(make_mesh):
   mesh, copies = make_mesh(2), snapshot.Snapshot()
   state = make_state(mesh)
   copies.prepare(state)
+  copies.prepare(state)  # does nothing
   one, is_snapshot = copies.take(state)
   assert is_snapshot
   np.testing.assert_array_equal(one['w'], np.arange(2**17))

@@ -3,11 +3,13 @@
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
 import pytest
 
+from benchmarks import scaling_table
 from vit_jax.compile_ahead import __main__ as compile_ahead
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -19,6 +21,7 @@ RESULT = {
   'argument_bytes': GIB, 'temporary_bytes': 2 * GIB, 'peak_bytes': 3 * GIB,
   'hbm_bytes': 15 * GIB, 'hbm_share': 0.2, 'compile_seconds': 60.0,
   'flops_per_core': 8e13, 'model_flops_per_core': 6e13,
+  'flops': 5.12e15, 'allocated_bytes': 4 * GIB, 'unknown_loops': 0,
   'recomputed_share': 1 / 3, 'collective_bytes': {'all-reduce': 5_000_000},
   'sent_bytes': 9_000_000, 'sent_ratio': 1.5, 'memory_bytes': 3e11,
   'flops_seconds_bound': 1.3, 'memory_seconds_bound': 0.5,
@@ -37,7 +40,8 @@ def test_the_table():
     '4,096, 64',
     'full, fsdp',
     '3.00 of 15.00 GiB, 20.0%',
-    '8e+13; of the model 6e+13, computed again 33%',
+    'laid out in all          4.00 GiB',
+    '8e+13 of 5.12e+15 in all; of the model 6e+13, computed again 33%',
     'all-reduce 5',
     '9, 1.50 of what the layout needs',
     '1.300 s a step, 3,151 images/s, 75% MFU, 997.3 core-days for 1,035,644',
@@ -45,6 +49,9 @@ def test_the_table():
   ):
     assert part in text
   assert 'estimate' not in text
+  assert 'unknown' not in text
+  text = '\n'.join(compile_ahead.lines(RESULT | {'unknown_loops': 2}))
+  assert 'unknown loops            2, counted once' in text
 
 
 def test_the_table_of_what_does_not_fit():
@@ -53,12 +60,15 @@ def test_the_table_of_what_does_not_fit():
     key: value
     for key, value in (RESULT | needed).items()
     if not key.endswith(
-      ('_bound', '_estimate', 'temporary_bytes', 'ment_bytes')
+      ('_bound', '_estimate', 'ary_bytes', 'ment_bytes', 'cated_bytes')
     )
   }
   text = '\n'.join(compile_ahead.lines(small))
   assert 'DOES NOT FIT' in text
   assert 'at least 24.00 of 15.00 GiB, 160.0%' in text
+  unknown = small | {'peak_bytes': None, 'hbm_share': None}
+  text = '\n'.join(compile_ahead.lines(unknown))
+  assert 'more than 15.00 GiB' in text
 
 
 def command(*args):
@@ -82,6 +92,7 @@ TINY = (
 )
 
 
+@pytest.mark.slow
 def test_a_recipe_is_compiled(tmp_path):
   pytest.importorskip('libtpu')
   out = tmp_path / 'ahead.json'
@@ -89,9 +100,9 @@ def test_a_recipe_is_compiled(tmp_path):
   assert result.returncode == 0, result.stderr
   assert result.stderr == ''  # the compiler's complaints are no one's concern
   assert 'on v5e:2x2: 4 x TPU v5 lite' in result.stdout
-  assert 'evaluation of ' in result.stdout
+  assert re.search(r'evaluation test of [\d,]+ fits', result.stdout)
   written = json.loads(out.read_text())
-  assert written['fits'] and written['eval']['fits']
+  assert written['fits'] and written['eval']['test']['fits']
   assert 0 < written['peak_bytes'] < written['hbm_bytes']
   for key in ('flops_per_core', 'model_flops_per_core', 'step_seconds_bound'):
     assert written[key] > 0
@@ -103,9 +114,10 @@ def test_a_recipe_is_compiled(tmp_path):
   [
     (('--topology=v3',), 'Error: --topology=v3 is no topology; give a version'),
     (('--topology=v3:2x2', '--config.model.remt=full'), "no field 'remt'"),
-    (
+    pytest.param(
       ('--topology=v3:2x2', '--config.model.remat=much'),
       "Error: config.model.remat='much' is unknown",
+      marks=pytest.mark.slow,
     ),
     ((), 'Flag --topology must have a value'),
   ],
@@ -122,3 +134,36 @@ def test_help_says_what_it_does():
   result = command('--help')
   for part in ('TPU compiler', '--topology', '--search', '--[no]eval', '--out'):
     assert part in result.stdout
+
+
+def test_what_is_known_is_saved_before_the_evaluations(
+  tiny_config, monkeypatch
+):
+  class Forecast:
+    def __init__(self, *args):
+      pass
+
+    def train_step(self):
+      return dict(RESULT)
+
+    def eval_steps(self):
+      raise ValueError('an evaluation that cannot be compiled')
+
+  monkeypatch.setattr(compile_ahead.forecast, 'Forecast', Forecast)
+  saved = []
+  with pytest.raises(ValueError, match='cannot be compiled'):
+    compile_ahead.run(
+      tiny_config, 'v3:4x8', say=lambda text: None, save=saved.append
+    )
+  assert [result['peak_bytes'] for result in saved] == [3 * GIB]
+
+
+def test_the_document_has_all_rows():
+  doc = scaling_table.DOC.read_text()
+  table = doc.partition(scaling_table.BEGIN)[2].partition(scaling_table.END)[0]
+  found = [
+    tuple(cell.strip() for cell in line.split('|')[1:3])
+    for line in table.splitlines()
+    if '|' in line
+  ]
+  assert found[2:] == scaling_table.rows()  # after the head

@@ -86,6 +86,8 @@ def test_what_a_layout_needs(spec, expected):
   place = NamedSharding(mesh, PartitionSpec(*spec))
   shape = jax.ShapeDtypeStruct((32, 6), 'float32')
   assert roofline.ideal_sent([shape], [place]) == pytest.approx(expected)
+  in_bfloat16 = roofline.ideal_sent([shape], [place], itemsize=2)
+  assert in_bfloat16 == pytest.approx(expected / 2)
 
 
 def test_parts_over_model_are_no_one_elses():

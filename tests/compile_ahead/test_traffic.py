@@ -244,3 +244,35 @@ def test_loops_and_estimates():
   assert (result.memory_bytes, result.unknown_loops) == (6 * 12, 0)
   result = traffic.read(text.replace('constant(6)', 'copy(%c)'), 1)
   assert (result.cycles, result.unknown_loops) == (10, 1)
+
+
+ASYNCHRONOUS = """
+%start (p: f32[8]) -> f32[64] {
+  %p = f32[8] parameter(0)
+  ROOT %g = f32[64] all-gather(%p), channel_id=7, replica_groups={}
+}
+
+%middle (p: f32[8]) -> f32[64] {
+  %p = f32[8] parameter(0)
+  ROOT %g = f32[64] all-gather(%p), channel_id=7, replica_groups={}
+}
+
+%done (p: f32[8]) -> f32[64] {
+  %p = f32[8] parameter(0)
+  ROOT %g = f32[64] all-gather(%p), channel_id=7, replica_groups={}
+}
+
+ENTRY %main (x: f32[8]) -> f32[64] {
+  %x = f32[8] parameter(0)
+  %a = f32[64] fusion(%x), kind=kCustom, calls=%start
+  %b = f32[64] fusion(%x), kind=kCustom, calls=%middle
+  ROOT %c = f32[64] fusion(%x), kind=kCustom, calls=%done
+}
+"""
+
+
+def test_a_collective_that_runs_beside_others_counts_once():
+  """TPU v5e writes it into every fusion from its start to its end."""
+  assert found(ASYNCHRONOUS) == [('all-gather', 4 * 64, 8, 1)]
+  other = ASYNCHRONOUS.replace('channel_id=7', 'channel_id=8', 1)
+  assert len(found(other)) == 2

@@ -24,12 +24,14 @@ class Fault:
 
   Attributes:
     kind: 'drop' (close the connection), 'cut' (half of the answer, then close),
-      'slow' (pass it on after `seconds`), or a status such as 503.
+      'slow' (pass it on after `seconds`), 'trickle' (the answer in pieces, over
+      `seconds`), 'silent' (no answer until the client hangs up), or a status
+      such as 503.
     method: regex of the HTTP methods it is for.
     path: regex that is searched in the path.
     every: of the requests that match, one in so many.
     times: how often in all.
-    seconds: of 'slow'.
+    seconds: of 'slow' and 'trickle'.
     count: how many requests have matched.
     done: how many it has met.
   """
@@ -62,6 +64,7 @@ _MESSAGES = {
 }
 
 
+_PIECES = 6  # of what trickles
 _OWN_HEADERS = ('content-length', 'connection', 'date', 'server')
 
 
@@ -95,6 +98,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     if kind == 'drop':
       self._close()
       return
+    if kind == 'silent':
+      self.connection.settimeout(100)
+      with contextlib.suppress(OSError):
+        self.connection.recv(1)
+      self._close()
+      return
     if isinstance(kind, int):
       text = json.dumps({'error': {'code': kind, 'message': _MESSAGES[kind]}})
       headers = [('Content-Type', 'application/json')]
@@ -114,7 +123,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
       )
     if generation:
       headers.append(('x-goog-generation', str(generation)))
-    self._answer(status, headers, content, cut=kind == 'cut')
+    pause = fault.seconds / _PIECES if kind == 'trickle' else 0
+    self._answer(status, headers, content, kind == 'cut', pause)
 
   def _ask(self, method, path, body=None, headers=None):
     """Returns the store's answer: status, headers and content."""
@@ -147,7 +157,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
   do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = do_HEAD = _serve  # noqa: N815
 
-  def _answer(self, status, headers, content, cut=False):
+  def _answer(self, status, headers, content, cut=False, pause=0):
     self.send_response(status)
     for name, value in headers:
       self.send_header(name, value)
@@ -155,8 +165,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     self.end_headers()
     if self.command == 'HEAD':
       return
-    self.wfile.write(content[: len(content) // 2] if cut else content)
-    self.wfile.flush()
+    if cut:
+      content = content[: len(content) // 2]
+    size = -(-len(content) // _PIECES) if pause else len(content)
+    for start in range(0, len(content), size or 1):
+      time.sleep(pause)
+      self.wfile.write(content[start : start + size])
+      self.wfile.flush()
     if cut:
       self._close()
 

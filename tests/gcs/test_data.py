@@ -3,6 +3,7 @@ import os
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from gcs.flaky_proxy import Fault
 from PIL import Image
 
@@ -13,6 +14,7 @@ from vit_jax.data import (
   prepare,
   selection,
   shards,
+  sources,
 )
 
 COLORS = {'cat': (255, 0, 0), 'dog': (0, 0, 255)}
@@ -145,6 +147,55 @@ def test_packed_shards(folder, proxy, make_mesh, tmp_path):
   (folder / 'packed' / 'val-00000.array_record').unlink()
   with pytest.raises(ValueError, match=r'gs://.*val-00000.*is missing'):
     shards.load(folder / 'packed', 'val')
+
+
+class TinyColors(tfds.core.GeneratorBasedBuilder):
+  """A real TFDS data set of eight images."""
+
+  VERSION = tfds.core.Version('1.0.0')
+
+  def _info(self):
+    features = {
+      'image': tfds.features.Image(encoding_format='png'),
+      'label': tfds.features.ClassLabel(num_classes=8),
+    }
+    return tfds.core.DatasetInfo(
+      builder=self, features=tfds.features.FeaturesDict(features)
+    )
+
+  def _split_generators(self, dl_manager):
+    del dl_manager
+    return {'train': self._generate_examples()}
+
+  def _generate_examples(self):
+    for i in range(8):
+      yield i, {'image': np.full((4, 6, 3), i, np.uint8), 'label': i}
+
+
+def test_what_tfds_has_prepared(folder, proxy, tmp_path, monkeypatch):
+  """It is prepared on a disk, and copied to the bucket."""
+
+  def records(data_dir):
+    monkeypatch.setattr(tfds.core.constants, 'DATA_DIR', os.fspath(data_dir))
+    source = sources.TfdsSource('tiny_colors', 'train[2:]', 8)
+    return source.read(np.arange(len(source)))['record'].tolist()
+
+  monkeypatch.setattr(tfds.core.constants, 'DATA_DIR', str(tmp_path))
+  prepare.prepare('tiny_colors')
+  for path in tmp_path.rglob('*'):
+    if path.is_file():
+      name = path.relative_to(tmp_path).as_posix()
+      (folder / 'tfds' / name).write_bytes(path.read_bytes())
+  expected = records(tmp_path)
+  assert len(set(expected)) == 6
+  proxy.faults += [
+    Fault(503, method='GET', every=7, times=2),
+    Fault('drop', method='GET', every=9, times=1),
+  ]
+  assert records(folder / 'tfds') == expected
+  assert proxy.faults[0].done
+  with pytest.raises(ValueError, match='TFDS_DATA_DIR=gs://no/tfds: there is'):
+    records('gs://no/tfds')
 
 
 def test_lists_of_duplicates(folder):

@@ -1,4 +1,5 @@
 import json
+import time
 
 import pytest
 from gcs.flaky_proxy import Fault
@@ -7,7 +8,8 @@ from vit_jax import metrics
 
 
 def lines(folder):
-  text = (folder / 'metrics.jsonl').read_text()
+  path = folder / 'metrics.jsonl'
+  text = path.read_text() if path.exists() else ''
   return [
     (line['step'], line.get('train/loss'))
     for line in map(json.loads, text.splitlines())
@@ -19,10 +21,18 @@ def write(writer, *steps):
     writer.scalars(step, 'train', {'loss': float(step)})
 
 
+def eventually(is_so):
+  deadline = time.monotonic() + 20
+  while not is_so():
+    assert time.monotonic() < deadline
+    time.sleep(0.01)
+
+
 def test_what_was_flushed_outlives_a_kill(folder):
   killed = metrics.Writer(folder, 10, 100, 0)
   write(killed, 1, 2, 3)
   killed.flush()
+  eventually((folder / 'metrics.jsonl').exists)
   write(killed, 4)
   assert lines(folder) == [(1, 1.0), (2, 2.0), (3, 3.0)]
 
@@ -38,7 +48,15 @@ def test_a_store_that_fails_stops_no_training(folder, proxy, capsys):
     proxy.faults.append(Fault(403))
     write(writer, 1)
     writer.flush()
-    out = capsys.readouterr().out
+    out = ''
+
+    def is_said():
+      nonlocal out
+      writer.flush()
+      out += capsys.readouterr().out
+      return 'Warning' in out
+
+    eventually(is_said)
     assert f'Warning: {folder}/metrics.jsonl cannot be written: access' in out
     assert 'Training goes on, and tries it again.' in out
     proxy.faults.clear()
@@ -59,3 +77,18 @@ def test_a_store_that_fails_stops_no_training(folder, proxy, capsys):
   ):
     proxy.faults.append(Fault(403))
     write(writer, 3, float('nan'))
+
+
+def test_a_store_that_fails_holds_up_no_step(folder, proxy):
+  """Gcsfs tries for half a minute; the loop has gone on long before."""
+  with metrics.Writer(folder, 10, 100, 0) as writer:
+    write(writer, 1)  # TensorFlow starts
+    proxy.faults.append(Fault(503))
+    start = time.monotonic()
+    for step in (2, 3, 4):
+      writer.flush()
+      write(writer, step)
+    assert time.monotonic() - start < 1
+    assert any(method != 'GET' for method, _ in proxy.requests)
+    proxy.faults.clear()
+  assert lines(folder) == [(n, float(n)) for n in range(1, 5)]

@@ -1,6 +1,7 @@
 import os
 import time
 
+import fsspec
 import pytest
 from gcs.flaky_proxy import Fault
 
@@ -18,6 +19,14 @@ def test_paths(monkeypatch, tmp_path):
   assert os.fspath(storage.path('~/run')) == f'{tmp_path}/run'
   assert os.fspath(storage.path('run')) == 'run'
   assert os.fspath(storage.absolute('run')) == f'{tmp_path}/run'
+
+
+@pytest.mark.parametrize('name', ['https://h/a.npz', 's3://b/run', 'file:///a'])
+def test_other_schemes_are_refused(name):
+  message = f'{name}: only local paths and gs:// can be used; download it first'
+  for function in (storage.path, storage.absolute, storage.check):
+    with pytest.raises(ValueError, match=message):
+      function(name)
 
 
 def test_a_bucket_that_can_be_used(folder):
@@ -95,6 +104,47 @@ def test_an_answer_that_is_cut_short_is_read_again(folder, proxy):
   proxy.faults.append(Fault('cut', method='GET', path='alt=media', times=1))
   assert (folder / 'file').read_bytes() == b'0123456789'
   assert proxy.faults[0].done == 1
+
+
+@pytest.fixture
+def impatient(proxy, monkeypatch):
+  """Makes silence of one second too long."""
+  monkeypatch.setattr(storage, '_SILENT_SECONDS', 1)
+  monkeypatch.setitem(fsspec.config.conf, 'gcs', {})
+  storage._set_up.cache_clear()
+  storage._set_up()
+
+
+@pytest.mark.usefixtures('impatient')
+def test_what_goes_on_coming_may_take_its_time(folder, proxy):
+  (folder / 'file').write_bytes(b'0123456789' * 10)
+  proxy.faults.append(Fault('trickle', path='alt=media', seconds=3))
+  start = time.monotonic()
+  found = fsspec.filesystem('gcs').cat_file(os.fspath(folder / 'file'))
+  assert found == b'0123456789' * 10
+  assert time.monotonic() - start > 2.5
+  assert proxy.faults[0].done == 1
+
+
+@pytest.mark.usefixtures('impatient')
+def test_silence_is_sent_again(folder, proxy):
+  (folder / 'file').write_bytes(b'0123456789')
+  proxy.faults.append(Fault('silent', path='alt=media', times=1))
+  start = time.monotonic()
+  fsspec.filesystem('gcs').cat_file(os.fspath(folder / 'file'))
+  assert 1 < time.monotonic() - start < 10
+  assert proxy.faults[0].done == 1
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures('impatient')
+def test_a_store_that_stays_silent(folder, proxy):
+  proxy.faults.append(Fault('silent'))
+  start = time.monotonic()
+  with pytest.raises(ValueError, match='the store fails or does not answer'):
+    storage.check(folder, '--workdir')
+  assert time.monotonic() - start < 60
+  assert proxy.faults[0].done == 6
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import pytest
 from gcs.flaky_proxy import Fault
 
 from vit_jax import models, train, weights
+from vit_jax.weights import __main__ as command
 from vit_jax.weights import files
 
 MODEL = dict(
@@ -45,10 +46,27 @@ def test_files(folder, proxy, suffix):
 
 
 def test_files_of_a_missing_bucket(proxy):
-  with pytest.raises(ValueError, match='gs://other/a.npz: there is no bucket'):
+  with pytest.raises(ValueError, match='a.npz cannot be read: there is no buc'):
     files.read('gs://other/a.npz')
   with pytest.raises(ValueError, match='gs://other/a.npz: there is no bucket'):
     files.write('gs://other/a.npz', ARRAYS)
+
+
+def test_a_file_needs_no_right_to_list_its_bucket(
+  folder, proxy, model_and_params
+):
+  path = folder / 'public.npz'
+  weights.save(path, *model_and_params, image_size=(8, 8))
+  proxy.faults.append(Fault(403, path=r'/b/bucket/o/?(\?|$)', method='GET'))
+  weights.load_checkpoint(path)
+  with pytest.raises(ValueError, match='access is denied'):
+    weights.load_checkpoint(folder / 'run')
+
+
+def test_another_scheme_ends_in_one_line():
+  message = 'Error: https://example.com/a.npz: only local paths and gs://'
+  with pytest.raises(SystemExit, match=message):
+    command.main(['inspect', 'https://example.com/a.npz'])
 
 
 @pytest.mark.parametrize('name', ['public.npz', 'timm.safetensors', 'orbax'])

@@ -25,13 +25,16 @@ def plain_environment(monkeypatch):
   monkeypatch.setattr(local.glob, 'glob', lambda pattern: [])
 
 
-@pytest.fixture
-def restore_signals():
-  numbers = (signal.SIGTERM, signal.SIGINT)
-  handlers = [signal.getsignal(number) for number in numbers]
-  yield
-  for number, handler in zip(numbers, handlers, strict=True):
-    signal.signal(number, handler)
+def launcher(*codes, patience=5, before=''):
+  """Returns the command of a launcher that runs small programs together."""
+  commands = [[sys.executable, '-c', code] for code in codes]
+  environments = [{'NUMBER': str(i)} for i in range(len(codes))]
+  program = (
+    f'import sys; sys.path.insert(0, {str(SCRIPT.parent)!r})\n'
+    f'import local\n{before}\n'
+    f'sys.exit(local.run({commands!r}, {environments!r}, {patience}))'
+  )
+  return [sys.executable, '-c', program]
 
 
 def test_a_dry_run_prints_the_commands(capsys):
@@ -92,36 +95,46 @@ def test_mistakes(capsys, args, message):
 
 
 def run(*codes, patience=5):
-  """Runs small programs together; returns the exit code, and the seconds."""
+  """Runs small programs; returns the exit code, the output, the seconds."""
   begin = time.monotonic()
-  commands = [[sys.executable, '-c', code] for code in codes]
-  environments = [{'NUMBER': str(i)} for i in range(len(codes))]
-  return local.run(commands, environments, patience), time.monotonic() - begin
+  done = subprocess.run(
+    launcher(*codes, patience=patience),
+    stdout=subprocess.PIPE,
+    timeout=50,
+    check=False,
+  )
+  return done.returncode, done.stdout, time.monotonic() - begin
 
 
-def test_output_is_marked(capfdbinary, restore_signals):
+def test_output_is_marked():
   code = 'import os; print(os.environ["NUMBER"], "no end", sep="\\n", end="")'
-  assert run(code, code)[0] == 0
-  lines = capfdbinary.readouterr().out.splitlines()
-  assert sorted(lines) == [
+  exit_code, out, _ = run(code, code)
+  assert exit_code == 0
+  assert sorted(out.splitlines()) == [
     b'[0] 0', b'[0] no end', b'[1] 1', b'[1] no end',
   ]  # fmt: skip
 
 
-def test_one_that_fails_ends_the_others_with_its_code(restore_signals):
+def test_one_that_fails_ends_the_others_with_its_code():
   # The other has time to say why, and no more than that.
-  code, seconds = run('import sys; sys.exit(3)', 'import time; time.sleep(60)',
-                      patience=1)  # fmt: skip
+  code, _, seconds = run(
+    'import sys; sys.exit(3)', 'import time; time.sleep(60)', patience=1
+  )
   assert code == 3
   assert 1 <= seconds < 20
-  code, _ = run('import sys; sys.exit(3)',
-                'import sys, time; time.sleep(1); sys.exit(4)')  # fmt: skip
-  assert code == 3
+  later = 'import sys, time; time.sleep(1); sys.exit(4)'
+  assert run('import sys; sys.exit(3)', later)[0] == 3
 
 
-def test_one_that_is_killed_is_a_failure(restore_signals):
-  code, _ = run('import os; os.kill(os.getpid(), 9)', 'pass')
-  assert code == 128 + 9
+def test_one_that_is_killed_is_a_failure():
+  assert run('import os; os.kill(os.getpid(), 9)', 'pass')[0] == 128 + 9
+
+
+def test_a_run_that_was_saved_is_to_go_on_unless_one_failed():
+  saved = 'import sys; sys.exit(75)'
+  assert run(saved, saved)[0] == 75
+  failed = 'import sys, time; time.sleep(0.5); sys.exit(1)'
+  assert run(saved, failed)[0] == 1
 
 
 WAITS = """
@@ -138,19 +151,65 @@ time.sleep(60)
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
 def test_signals_are_passed_on(number):
-  program = (
-    'import sys; sys.path.insert(0, "launch"); import local; '
-    f'command = [sys.executable, "-c", {WAITS!r}]; '
-    'sys.exit(local.run([command] * 2, [{}, {}], 5))'
-  )
   with subprocess.Popen(
-    [sys.executable, '-c', program], cwd=ROOT, stdout=subprocess.PIPE, text=True
-  ) as launcher:
-    ready = [launcher.stdout.readline() for _ in range(2)]
+    launcher(WAITS, WAITS), stdout=subprocess.PIPE, text=True
+  ) as running:
+    ready = [running.stdout.readline() for _ in range(2)]
     assert sorted(ready) == ['[0] ready\n', '[1] ready\n']
-    launcher.send_signal(number)
-    out, _ = launcher.communicate(timeout=30)
+    running.send_signal(number)
+    out, _ = running.communicate(timeout=30)
   assert sorted(out.splitlines()) == [
     f'[{i}] stopped by {int(number)}' for i in range(2)
   ]
-  assert launcher.returncode == 0
+  assert running.returncode == 0
+
+
+# The launcher is told to stop after it has started one of two.
+TOLD_EARLY = """
+import os, signal, subprocess, time
+start = subprocess.Popen
+def start_and_stop(*args, **kwargs):
+  process = start(*args, **kwargs)
+  print('started', flush=True)
+  if kwargs['env']['NUMBER'] == '0':
+    os.kill(os.getpid(), signal.SIGTERM)
+  return process
+subprocess.Popen = start_and_stop
+"""
+
+
+def test_a_signal_between_two_starts_reaches_both():
+  begin = time.monotonic()
+  done = subprocess.run(
+    launcher(*['import time; time.sleep(60)'] * 2, before=TOLD_EARLY),
+    stdout=subprocess.PIPE,
+    text=True,
+    timeout=50,
+    check=False,
+  )
+  assert done.stdout.count('started') == 2
+  assert done.returncode == 128 + signal.SIGTERM
+  assert time.monotonic() - begin < 20
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='Linux ends them.')
+def test_processes_do_not_outlive_a_launcher_that_is_killed():
+  code = 'import os, time; print(os.getpid(), flush=True); time.sleep(60)'
+  with subprocess.Popen(
+    launcher(code, code), stdout=subprocess.PIPE, text=True
+  ) as running:
+    pids = [int(running.stdout.readline().split()[1]) for _ in range(2)]
+    running.kill()
+  deadline = time.monotonic() + 10
+  while any(map(is_alive, pids)):
+    assert time.monotonic() < deadline
+    time.sleep(0.05)
+
+
+def is_alive(pid):
+  try:
+    # The word after the name in brackets; Z is ended, but not yet waited for.
+    stat = pathlib.Path(f'/proc/{pid}/stat').read_text()
+  except (FileNotFoundError, ProcessLookupError):
+    return False
+  return stat.rpartition(') ')[2][0] != 'Z'

@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 
 import pytest
@@ -42,11 +43,13 @@ def run(*command, **environment):
 
 
 def dry_run(action, *flags):
-  """Returns the commands it prints, each as a list of words."""
+  """Returns the gcloud commands it prints, each as a list of words."""
   result = run(TPU_VM, action, '--dry_run', *OURS, *flags)
   assert result.returncode == 0, result.stderr
   lines = result.stdout.replace('\\\n', '').splitlines()
-  text = '\n'.join(line for line in lines if not line.startswith('#'))
+  text = '\n'.join(
+    line for line in lines if line[:1] != '#' and line[:4] != 'git '
+  )
   words = shlex.split(text)
   starts = [i for i, word in enumerate(words) if word == 'gcloud']
   return [words[a:b] for a, b in zip(starts, [*starts[1:], None], strict=True)]
@@ -77,6 +80,18 @@ def test_create_and_queue_ask_for_the_tpu():
   ]  # fmt: skip
   commands = dry_run('queue', '--type=v7-8', '--version=its-image')
   assert '--runtime-version=its-image' in commands[0]
+
+
+def test_a_dry_run_of_install_packs_what_can_be_packed(tmp_path):
+  """That is what git knows, and what it could be told of."""
+  line, *_ = run(TPU_VM, 'install', '--dry_run', *OURS).stdout.splitlines()
+  assert line.startswith(f'git -C {ROOT} ls-files')
+  result = subprocess.run(['bash', '-c', line], cwd=tmp_path, check=False)
+  assert result.returncode == 0
+  with tarfile.open(tmp_path / 'vit_jax.tar.gz') as archive:
+    names = archive.getnames()
+  assert {'setup.py', 'launch/tpu_worker.sh'} <= set(names)
+  assert not [name for name in names if name.startswith(('.git/', '.venv/'))]
 
 
 def test_run_hands_every_word_to_the_workers():
@@ -114,6 +129,10 @@ def test_a_dry_run_of_resume_shows_all_that_it_may_do():
     (
       ['run', *OURS, '--type=v3-32', *TRAINING, '--workdir=runs/a'],
       '--workdir=runs/a is local',
+    ),
+    (
+      ['resume', *OURS, '--type=v9-8', *TRAINING],
+      '--type=v9-8: unknown; give its',
     ),
     (
       ['resume', *OURS, '--type=v3-8', *TRAINING, '--workdir=runs/a'],
@@ -155,7 +174,12 @@ case "$4 $3" in
     if [[ $state == MISSING ]]; then echo 'NOT_FOUND: no vit' >&2; exit 1; fi
     if [[ $state == OFFLINE ]]; then echo 'no network' >&2; exit 1; fi
     echo "$state" ;;
-  "delete queued-resources") rm -rf worker*; mkdir worker0 worker1 ;;
+  "create queued-resources")
+    if [[ -s refusals ]]; then
+      sed -i 1d refusals; echo 'there is no answer' >&2; exit 1
+    fi
+    mkdir -p worker0 worker1 ;;
+  "delete queued-resources") rm -rf worker* ;;
   "scp tpu-vm")
     for home in worker*; do cp "$5" "$home/"; done ;;
   "ssh tpu-vm")
@@ -248,14 +272,52 @@ def test_resume_starts_again_after_a_preemption(cloud):
   (cloud / 'queued-resources').write_text('SUSPENDED\nSUSPENDED\nACTIVE\n')
   (cloud / 'tpu-vm').write_text('READY\n')
   # The folders of the TPU that was taken away; deleting it clears them.
-  (cloud / 'worker0/vit_jax.log').write_text('of the first TPU')
+  (cloud / 'worker0/vit_jax.log').write_text('trains on the first TPU\n')
+  (cloud / 'python').write_text(
+    '#!/usr/bin/env bash\necho trains on the second TPU\n'
+  )
   result = resume()
   assert result.returncode == 0, result.stdout + result.stderr
   changes = [call for call in calls(cloud) if 'queued' in call]
   changes = [call for call in changes if 'describe' not in call]
   assert changes == ['delete queued-resources', 'create queued-resources']
+  for worker in ('worker0', 'worker1'):
+    text = (cloud / worker / 'vit_jax.log').read_text()
+    assert text == 'trains on the second TPU\n'
+
+
+def test_resume_waits_for_an_outage_to_end(cloud):
+  # Each look, and each deletion before a request, asks once.
+  (cloud / 'queued-resources').write_text('MISSING\n' * 10 + 'ACTIVE\n')
+  (cloud / 'tpu-vm').write_text('MISSING\n' * 10 + 'READY\n')
+  (cloud / 'refusals').write_text('once\n' * 4)
+  result = resume('--poll=0.02')
+  assert result.returncode == 0, result.stdout + result.stderr
+  assert 'could not ask for a TPU (4 of 10)' in result.stdout
+  assert calls(cloud).count('create queued-resources') == 5
   assert (cloud / 'worker1/words').exists()
-  assert not (cloud / 'worker0/vit_jax.log').read_text()
+
+
+def test_resume_gives_up_on_a_tpu_that_is_always_refused(cloud):
+  (cloud / 'queued-resources').write_text('MISSING\n')
+  (cloud / 'tpu-vm').write_text('MISSING\n')
+  (cloud / 'refusals').write_text('once\n' * 99)
+  result = resume('--poll=0.001')
+  assert result.returncode == 1
+  assert calls(cloud).count('create queued-resources') == 10
+  assert 'Error: gave up.' in result.stderr
+
+
+def test_status_says_what_it_could_not_ask(cloud):
+  (cloud / 'tpu-vm').write_text('MISSING\n')
+  (cloud / 'queued-resources').write_text('OFFLINE\n')
+  result = run(TPU_VM, 'status', *OURS)
+  assert result.returncode == 1
+  assert result.stderr == 'no network\n'
+  (cloud / 'queued-resources').write_text('WAITING\n')
+  result = run(TPU_VM, 'status', *OURS)
+  assert result.returncode == 0
+  assert result.stdout == 'queued resource: WAITING\nTPU: MISSING\n'
 
 
 def test_resume_gives_up_on_a_run_that_fails(cloud):
@@ -392,7 +454,11 @@ def manifest():
 def test_the_jobset_holds_together():
   jobset = manifest()
   assert jobset['kind'] == 'JobSet'
-  assert jobset['spec']['failurePolicy']['maxRestarts'] > 0
+  # The machines of many hard preemptions; the README says the number.
+  restarts = jobset['spec']['failurePolicy']['maxRestarts']
+  assert restarts >= 100
+  text = (LAUNCH / 'README.md').read_text()
+  assert f'after {restarts} errors (`maxRestarts`)' in text
   (jobs,) = jobset['spec']['replicatedJobs']
   job = jobs['template']['spec']
   pod = job['template']['spec']
@@ -433,13 +499,29 @@ def readme_commands():
   return [line.split('  #')[0].split(' && ')[0] for line in lines]
 
 
+def help_commands():
+  """Returns the examples of tpu_vm.sh --help, one a line."""
+  text = run(TPU_VM, '--help').stdout.replace('\\\n', '')
+  return text.partition('\nExamples\n')[2].strip().splitlines()
+
+
 def test_the_commands_of_the_readme_are_accepted():
   scripts = [
-    line
-    for line in readme_commands()
-    if line.startswith(('launch/tpu_vm.sh', 'python launch/local.py'))
+    line.strip()
+    for line in (*readme_commands(), *help_commands())
+    if line.strip().startswith(('launch/tpu_vm.sh', 'python launch/local.py'))
   ]
-  assert len(scripts) >= 9
+  assert len(scripts) >= 14
+  runs = [
+    line for line in scripts if re.search(r'tpu_vm.sh (run|resume)', line)
+  ]
+  assert len(runs) == 4
+  for line in runs:  # ImageNet is where step 5 has copied it
+    assert '--env=TFDS_DATA_DIR=gs://BUCKET/tfds' in line
+  assert any(
+    line.startswith('gcloud ') and ' gs://BUCKET/tfds' in line
+    for line in readme_commands()
+  )
   for line in scripts:
     line = line.replace('"${TPU[@]}"', shlex.join(OURS))
     line = line.replace('python ', f'{sys.executable} ')
@@ -448,7 +530,10 @@ def test_the_commands_of_the_readme_are_accepted():
     assert result.returncode == 0, f'{line}: {result.stderr}'
 
 
-@pytest.mark.skipif(not shutil.which('gcloud'), reason='gcloud is not there')
+@pytest.mark.skipif(
+  not shutil.which('gcloud'),
+  reason='Without the gcloud CLI nothing checks the names of its flags.',
+)
 def test_gcloud_knows_all_commands_and_flags(tmp_path):
   commands = [
     line.replace('PROJECT', 'our-project')

@@ -1,6 +1,7 @@
 """What processes compare; real ones do so in test_processes.py."""
 
 import contextlib
+import importlib.metadata
 import threading
 
 import jax
@@ -78,7 +79,7 @@ def test_the_odd_one_is_named_with_both_values(monkeypatch):
       'others\n'
       '  version of jax: "0.10.1" on process 2 (host2), "0.10.2" on process 0 '
       '(host0) and others\n'
-      'Start all with the same command, code, packages and devices.'
+      'Start all with the same command, code, packages, variables and devices.'
     )
 
 
@@ -100,6 +101,64 @@ def test_facts():
   assert facts['version of jax'] == jax.__version__
   assert facts['devices'] == '8 x cpu'
   assert len(facts['code of vit_jax']) == 12
+
+
+def test_what_the_program_is_compiled_with_is_a_fact(monkeypatch):
+  def facts(**variables):
+    with pytest.MonkeyPatch.context() as patch:
+      for name, value in variables.items():
+        patch.setenv(name, value)
+      return agreement.facts({}, '')
+
+  plain = facts()
+  for name, value in {
+    'XLA_FLAGS': '--xla_gpu_deterministic_ops=true',
+    'LIBTPU_INIT_ARGS': '--xla_tpu_scoped_vmem_limit_kib=65536',
+    'JAX_DEFAULT_MATMUL_PRECISION': 'highest',
+    'JAX_THREEFRY_PARTITIONABLE': '0',
+    'NVIDIA_TF32_OVERRIDE': '0',
+  }.items():
+    assert facts(**{name: value}) == plain | {f'variable {name}': value}
+  # Who a process is, and where it puts things, is its own.
+  same = facts(
+    JAX_COMPILATION_CACHE_DIR='/x',
+    JAX_PROCESS_ID='3',
+    JAX_LOCAL_DEVICE_IDS='1',
+    JAX_COORDINATOR_ADDRESS='h:1',
+    XLA_FLAGS=f'{plain["variable XLA_FLAGS"]} --xla_dump_to=/x',
+    HOME='/x',
+  )
+  assert same == plain
+
+
+def test_plugins_are_packages_to_compare(monkeypatch):
+  versions = {'libtpu': '0.0.1', 'jax-cuda12-plugin': '0.10.0'}
+
+  def version(name):
+    if name not in versions:
+      raise importlib.metadata.PackageNotFoundError
+    return versions[name]
+
+  monkeypatch.setattr(importlib.metadata, 'version', version)
+  facts = agreement.facts({}, '')
+  assert {k: v for k, v in facts.items() if k.startswith('version')} == {
+    'version of libtpu': '0.0.1',
+    'version of jax-cuda12-plugin': '0.10.0',
+  }
+
+
+def test_a_mark_that_was_left_over_is_no_proof(monkeypatch, tmp_path):
+  for i in range(2):
+    (tmp_path / str(i)).mkdir()
+    (tmp_path / str(i) / 'shared-mark').write_text('of an earlier start')
+  with in_threads(monkeypatch, 2) as run:
+    errors = run(
+      lambda i: agreement.check_shared(epath.Path(tmp_path / str(i)), 0.4)
+    )
+    assert 'is not that of process 1 (host1)' in str(errors[0])
+    folder = epath.Path(tmp_path / '1')
+    assert run(lambda i: agreement.check_shared(folder)) == [None] * 2
+  assert not list((tmp_path / '1').iterdir())
 
 
 def test_one_folder_passes_and_stays_as_it_was(monkeypatch, tmp_path):

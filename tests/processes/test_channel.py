@@ -165,6 +165,75 @@ def test_a_silent_hub_is_noticed():
     member.close()
 
 
+@contextlib.contextmanager
+def fake_hub(on_stop):
+  """Yields a member of a hub, and the hub's end of its connection."""
+  with socket.create_server(('127.0.0.1', 0)) as server:
+    member = channel.Member(
+      [server.getsockname()], 1, 2, 'host1', 5, 5, on_stop
+    )
+    connection, _ = server.accept()
+    with connection:
+      yield member, connection
+    member.close()
+
+
+@pytest.mark.parametrize(
+  ('sent', 'how'),
+  [
+    (b'{"kind": "gath{"kind": "beat"}\n', 'sent what is no message'),
+    (b'{"kind": "gathered", "name": "never asked"}\n',
+     'sent what is no message'),
+    (b'[' * 10**5 + b'\n', 'sent what is no message'),
+    (b'x' * 2000, 'sent a message without end'),
+  ],
+)  # fmt: skip
+def test_what_is_no_message_breaks_the_line(monkeypatch, sent, how):
+  monkeypatch.setattr(channel, '_MAX_BYTES', 10**6 if b'\n' in sent else 1000)
+  told = []
+  with fake_hub(told.append) as (member, connection):
+    connection.sendall(sent)
+    wait_for(lambda: told)
+    with pytest.raises(ConnectionError, match=how):
+      member.gather('x', None, 5)
+  assert told == [f'process 0 {how}.']
+
+
+@pytest.mark.parametrize(
+  ('sent', 'how'),
+  [
+    (b'{"kind": "gath{"kind": "beat"}\n', 'sent what is no message'),
+    (b'[' * 10**5 + b'\n', 'sent what is no message'),
+    (b'x' * 2000, 'sent a message without end'),
+  ],
+)
+def test_the_hub_goes_on_after_what_is_no_message(monkeypatch, sent, how):
+  monkeypatch.setattr(hub, '_MAX_BYTES', 10**6 if b'\n' in sent else 1000)
+  with line(3) as (address, join, told):
+    members = [join(i) for i in (0, 2)]
+    with silent_member(address, 1, 3) as broken:
+      start(members)
+      broken.sendall(sent)
+      wait_for(lambda: {0, 2} <= set(told))
+    assert told[0] == told[2] == [f'process 1 (frozen) {how}.']
+
+
+def test_the_news_come_before_an_error():
+  told, go_on = [], threading.Event()
+
+  def on_stop(text):
+    told.append(text)
+    go_on.wait(10)
+
+  with fake_hub(on_stop) as (member, connection):
+    connection.sendall(b'{"kind": "stop", "text": "Why."}\n')
+    wait_for(lambda: told)
+    threading.Timer(0.5, go_on.set).start()
+    with pytest.raises(ConnectionError, match=r'Why\.'):
+      member.gather('x', None, 5)
+    assert go_on.is_set()
+
+
 @pytest.mark.parametrize(
   ('number', 'num', 'message'),
   [

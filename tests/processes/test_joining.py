@@ -4,9 +4,11 @@ import os
 import socket
 import time
 
+import jax
 import process_runner
 import pytest
 
+from vit_jax import processes
 from vit_jax.processes import joining
 
 HOST = socket.gethostname()
@@ -126,21 +128,30 @@ SLURM = dict(
 )
 
 
+GOOGLE, NVIDIA, INTEL = '0x1ae0', '0x10de', '0x8086'  # as PCI numbers them
+
+
 @pytest.fixture
-def machine(monkeypatch):
+def machine(monkeypatch, tmp_path):
   """Returns a function that makes this machine another one."""
 
-  def change(variables=(), devices=()):
+  def change(variables=(), devices=(), makers=(INTEL, GOOGLE)):
     for name in list(os.environ):
       if name.startswith(('SLURM_', 'TPU_', 'MEGASCALE_')):
         monkeypatch.delenv(name)
     for name, value in dict(variables).items():
       monkeypatch.setenv(name, value)
-    monkeypatch.setattr(
-      joining.glob,
-      'glob',
-      lambda pattern: [d for d in devices if d.startswith(pattern[:8])],
-    )
+    vendors = []
+    for i, maker in enumerate(makers):
+      vendors.append(tmp_path / f'vendor{i}')
+      vendors[i].write_text(f'{maker}\n')
+
+    def glob(pattern):
+      if pattern == '/sys/bus/pci/devices/*/vendor':
+        return list(map(str, vendors))
+      return [d for d in devices if d.startswith(pattern[:8])]
+
+    monkeypatch.setattr(joining.glob, 'glob', glob)
 
   return change
 
@@ -165,6 +176,67 @@ def test_a_cluster_is_known_by_its_environment(
 ):
   machine(variables, devices)
   assert joining.in_cluster() == expected
+
+
+def refuse(error):
+  def initialize(**kwargs):
+    raise error
+
+  return initialize
+
+
+@pytest.mark.parametrize('makers', [(), (INTEL, NVIDIA)])
+def test_the_devices_of_others_hint_at_no_cluster(machine, monkeypatch, makers):
+  machine({}, ['/dev/vfio/17'], makers)
+  monkeypatch.setattr(jax.distributed, 'initialize', refuse(AssertionError()))
+  with processes.joined():
+    assert not processes.several()
+
+
+@pytest.mark.parametrize(
+  'error',
+  [
+    ValueError('coordinator_address should be defined.'),
+    ConnectionError('metadata.google.internal is not known.'),
+  ],
+)
+def test_tpus_without_a_cluster_train_alone(
+  machine, monkeypatch, capsys, error
+):
+  monkeypatch.setattr(jax.distributed, 'initialize', refuse(error))
+  machine({}, ['/dev/accel0'])
+  with processes.joined():
+    assert not processes.several()
+  why = str(error).removesuffix('.')
+  assert capsys.readouterr().err == (
+    f'This machine has TPUs, but JAX finds no other processes ({why}): this '
+    'one trains alone. If that is wrong, give --coordinator, --num_processes '
+    'and --process_id.\n'
+  )
+
+  machine({'TPU_WORKER_HOSTNAMES': 'a,b'}, ['/dev/accel0'])
+  with pytest.raises(ValueError, match='The environment is that of a TPU pod'):
+    processes.joined().__enter__()
+
+
+ALONE = """
+import os
+from vit_jax import processes
+from vit_jax.processes import joining
+os.environ.pop('TPU_SKIP_MDS_QUERY', None)  # JAX has set it: no TPU is here
+joining._is_tpu_vm = lambda: True
+with processes.joined():
+  import jax
+  print(processes.several(), jax.device_count())
+"""
+
+
+def test_jax_itself_goes_on_where_it_found_no_cluster():
+  with process_runner.started([['-c', ALONE]], devices=3) as running:
+    codes, outs, errors = process_runner.finish(running, timeout=60)
+  assert codes == [0], errors
+  assert outs[0] == 'False 3\n'
+  assert 'this one trains alone' in errors[0]
 
 
 SLURM_TASK = """

@@ -11,7 +11,9 @@ A local folder is renamed when it is complete. Object stores cannot rename: one
 is complete there when it holds commit_success.txt, as Orbax has it.
 """
 
+import errno
 import json
+import os
 import re
 import zlib
 
@@ -25,9 +27,18 @@ COMMITTED = 'commit_success.txt'
 _LEFTOVER = r'\d+\.(partial|orbax-checkpoint-tmp.*)'
 # What keeps a whole file from being read, so that another try may succeed.
 _UNREADABLE = (PermissionError, MemoryError, TimeoutError, ConnectionError)
-_UNREADABLE_TEXT = (
-  r'UNAVAILABLE|DEADLINE_EXCEEDED|PERMISSION_DENIED|UNAUTHENTICATED'
-  r'|RESOURCE_EXHAUSTED|Too many open files|HTTP.*(401|403|429|50\d)'
+_UNREADABLE_ERRNOS = (
+  errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EMFILE,
+  errno.ENFILE,
+)  # fmt: skip
+# TensorStore's and JAX's errors have the kind in the text alone.
+_UNREADABLE_TEXT = '|'.join(
+  (
+    r'\b(UNAVAILABLE|DEADLINE_EXCEEDED|PERMISSION_DENIED|UNAUTHENTICATED'
+    r'|RESOURCE_EXHAUSTED|INTERNAL|ABORTED|CANCELLED):',
+    r'HTTP.*(401|403|429|50\d)',
+    *(re.escape(os.strerror(number)) for number in _UNREADABLE_ERRNOS),
+  )
 )
 
 
@@ -41,9 +52,14 @@ def saved(directory):
     return []
   found = [p for p in directory.iterdir() if p.name.isdecimal()]
   found.sort(key=lambda p: int(p.name), reverse=True)
-  if storage.is_remote(directory):
-    found = [p for p in found if (p / COMMITTED).exists()]
-  return found
+  return [p for p in found if is_complete(p)]
+
+
+def is_complete(folder):
+  """Returns whether a checkpoint is there and complete, by its final path."""
+  if storage.is_remote(folder):
+    return (folder / COMMITTED).exists()
+  return folder.exists()
 
 
 def remove_leftovers(directory):
@@ -128,8 +144,10 @@ def read_state(folder, target):
 
 def is_unreadable(error):
   """Returns whether an error says nothing of the files themselves."""
-  return isinstance(error, _UNREADABLE) or bool(
-    re.search(_UNREADABLE_TEXT, str(error))
+  return (
+    isinstance(error, _UNREADABLE)
+    or getattr(error, 'errno', None) in _UNREADABLE_ERRNOS
+    or bool(re.search(_UNREADABLE_TEXT, str(error)))
   )
 
 

@@ -1,7 +1,6 @@
 """What processes agree on: to stop when one is asked to, and small facts.
 
-SIGTERM, Ctrl-C or a notice of maintenance at any process stops all of them
-after the same step.
+SIGTERM or Ctrl-C at any process stops all of them after the same step.
 """
 
 import os
@@ -16,8 +15,10 @@ from jax.experimental import multihost_utils
 class Notice:
   """Whether the run was asked to stop; a context that handles signals.
 
-  Within it, the first SIGTERM or Ctrl-C is remembered, and the second ends the
-  process. Only the main thread may handle signals; elsewhere, such as in some
+  Within it, the first SIGTERM or Ctrl-C is remembered. A second Ctrl-C does
+  what it did before, which is to end the process. Further SIGTERMs change
+  nothing: some schedulers send several, and SIGKILL when they will wait no
+  longer. Only the main thread may handle signals; elsewhere, such as in some
   notebooks, they do what they did before.
 
   Attributes:
@@ -25,7 +26,7 @@ class Notice:
   """
 
   def __init__(self):
-    self.name = None
+    self.name, self._calls = None, 0
     self._old_handlers = {}
     # jax.distributed has a handler of SIGTERM that tells all processes, and
     # which one of Python would replace.
@@ -41,36 +42,39 @@ class Notice:
     return self
 
   def __exit__(self, *exception):
-    self._restore_handlers()
+    for number in list(self._old_handlers):
+      self._restore(number)
 
-  def reached(self, step):
-    """Returns whether to stop after `step`; the same on all processes.
+  def reached(self):
+    """Returns whether to stop now; the same on all processes.
 
-    Args:
-      step: number of updates done. With several processes this must be called
-        at every step: the first that all of them can still reach is agreed on.
+    All of them must call it equally often, after each step at least: the first
+    call that all can still reach is agreed on.
     """
     if not self._is_shared:
       return self.name is not None
-    if not multihost_utils.reached_preemption_sync_point(step):
+    self._calls += 1
+    if not multihost_utils.reached_preemption_sync_point(self._calls):
       return False
     self.name = self.name or 'SIGTERM'
     return True
 
   def _on_signal(self, number, frame):
     del frame
+    if number == signal.SIGINT:
+      self._restore(number)
+    if self.name is not None:
+      return
     self.name = signal.Signals(number).name
     text = f'\n{self.name}: saving after the step that runs or compiles now.\n'
     os.write(2, text.encode())
-    self._restore_handlers()
     if self._is_shared:
       os.kill(os.getpid(), signal.SIGTERM)
 
-  def _restore_handlers(self):
-    for number, handler in self._old_handlers.items():
-      # None: what was there was not installed from Python.
-      signal.signal(number, signal.SIG_DFL if handler is None else handler)
-    self._old_handlers = {}
+  def _restore(self, number):
+    handler = self._old_handlers.pop(number)
+    # None: what was there was not installed from Python.
+    signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def exchange(number):

@@ -1,8 +1,15 @@
 """Which checkpoint is whole, for all processes, and its state."""
 
+import time
+
 import jax
 
+from vit_jax import storage
 from vit_jax.checkpoint import checksums, files, preemption
+
+# After so long what seems damaged is read once more: it may have been the
+# network's file system.
+AGAIN_SECONDS = 1
 
 
 def latest(directory, target):
@@ -22,9 +29,12 @@ def latest(directory, target):
   Raises:
     ValueError: if there are checkpoints but none is whole, if one cannot be
       read for now, or is another model's. Nothing is renamed then.
+    OSError: if a store does not say which there are.
   """
-  folders = files.saved(directory)
-  damaged = {}
+  folders, damaged = [], {}
+  if jax.process_index() == 0:
+    with storage.errors(directory):
+      folders = files.saved(directory)
   while True:
     folder = next((f for f in folders if f.name not in damaged), None)
     step = preemption.exchange(-1 if folder is None else int(folder.name))[0]
@@ -32,6 +42,9 @@ def latest(directory, target):
       break
     folder = directory / str(step)
     state, reason, is_checked = _read(folder, target)
+    if state is None:
+      time.sleep(AGAIN_SECONDS)
+      state, reason, is_checked = _read(folder, target)
     if state is not None:
       news = _set_aside(directory, damaged)
       if not is_checked:
@@ -59,10 +72,11 @@ def _read(folder, target):
     state, sums = files.read_state(folder, target)
   except files.DamagedError as error:
     problem = f'damaged|{error}'
-  except ValueError as error:
-    problem = f'other|{error}'
   except Exception as error:
-    problem = f'unreadable|{files.in_short(error)}'
+    if isinstance(error, ValueError) and not files.is_unreadable(error):
+      problem = f'other|{error}'
+    else:
+      problem = f'unreadable|{files.in_short(error)}'
   problems = preemption.exchange_text(problem)
   if not any(problems) and sums is not None:
     # The sums are over all processes, which have to come here together.

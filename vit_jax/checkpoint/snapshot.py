@@ -23,28 +23,28 @@ class Snapshot:
   """
 
   def __init__(self):
-    self._spare = self._fits = None
-    self._copy = jax.jit(
-      lambda state, spare: jax.tree.map(jnp.copy, state),
-      donate_argnums=1,
-      keep_unused=True,
-    )
+    self._spare = self._fits = self._copy = None
 
   def prepare(self, target):
-    """Reserves memory, and compiles.
+    """Reserves memory, and compiles; once, and where it is of use.
 
     Args:
       target: tree of `jax.ShapeDtypeStruct` with shardings, or of arrays.
     """
-    if not _is_on_cpu(target):
+    if self._spare is not None or not _is_on_cpu(target):
       return
 
     def zeros():
       return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), target)
 
     shardings = jax.tree.map(lambda x: x.sharding, target)
-    make = jax.jit(zeros, out_shardings=shardings)
-    self._spare = self._copy(make(), make())
+    self._spare = jax.jit(zeros, out_shardings=shardings)()
+    copy = jax.jit(
+      lambda state, spare: jax.tree.map(jnp.copy, state),
+      donate_argnums=1,
+      keep_unused=True,
+    )
+    self._copy = copy.lower(self._spare, self._spare).compile()
 
   def take(self, state):
     """Returns (a copy of a state, True), or (the state, False) without room.
@@ -53,6 +53,7 @@ class Snapshot:
     """
     if _is_on_cpu(state):
       if not _is_alike(state, self._spare):
+        self._spare = None
         self.prepare(state)
       self._spare = self._copy(state, self._spare)
       return self._spare, True
@@ -61,6 +62,11 @@ class Snapshot:
     if not self._fits:
       return state, False
     return jax.tree.map(jnp.copy, state), True
+
+
+def is_gone(state):
+  """Returns whether a state was donated, so that it cannot be saved again."""
+  return any(leaf.is_deleted() for leaf in jax.tree.leaves(state))
 
 
 def _is_on_cpu(tree):

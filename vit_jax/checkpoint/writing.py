@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import threading
+import time
 from concurrent import futures
 
 import jax
@@ -14,6 +15,8 @@ from vit_jax import storage
 from vit_jax.checkpoint import checksums, files
 
 BUSY, DONE, FAILED = range(3)  # of what one process has to do
+# How long a process that fails waits for process 0 to complete a checkpoint.
+_COMPLETE_SECONDS = 30
 
 
 class Write:
@@ -26,11 +29,13 @@ class Write:
     step: number of updates done.
     error: what went wrong here, or None.
     warning: what went wrong when it was complete, or ''.
-    written: event, set when this process's part is done or has failed.
+    started: when, on the clock `time.monotonic`.
+    written: event, set when this process's part is done and reported, or has
+      failed.
     give_up: event that ends the wait for reports which will not come.
   """
 
-  def __init__(self, directory, step, state, items, keep, is_snapshot):
+  def __init__(self, directory, step, state, items, keep, is_snapshot, attempt):
     """Starts it.
 
     Args:
@@ -42,8 +47,11 @@ class Write:
       is_snapshot: whether the arrays are left alone until this is over. If not,
         they may be donated as soon as this returns, which takes until they are
         in the host's memory.
+      attempt: number that no other save of this run has, the same on all
+        processes: reports that a failed one has left are not taken for its.
     """
     self.step, self.error, self.warning = step, None, ''
+    self.started, self._attempt = time.monotonic(), attempt
     self.written, self.give_up = threading.Event(), threading.Event()
     self._final = directory / str(step)
     self._place = self._final
@@ -69,6 +77,25 @@ class Write:
   def join(self, timeout=None):
     """Waits until this process has no more to do, but for `timeout` seconds."""
     self._thread.join(timeout)
+
+  def finish(self, timeout):
+    """Waits until the checkpoint is complete, or hardly will be.
+
+    Nothing is agreed on, and no process is waited for but process 0.
+
+    Args:
+      timeout: seconds for what this process has to do.
+    """
+    self.join(timeout)
+    if jax.process_index() == 0 or self.status != DONE:
+      return
+    deadline, seconds = time.monotonic() + _COMPLETE_SECONDS, 0.05
+    while time.monotonic() < deadline:
+      with contextlib.suppress(Exception):  # the store may answer later
+        if files.is_complete(self._final):
+          return
+      time.sleep(seconds)
+      seconds = min(2 * seconds, 2)
 
   @property
   def own_status(self):
@@ -103,14 +130,18 @@ class Write:
       values = checksums.part(sums)
     except Exception as error:
       self.error = error
-    self.written.set()
-    try:
-      if jax.process_count() > 1:
+    if jax.process_count() > 1:
+      try:
         self._report(values)
-      if jax.process_index() == 0 and self.error is None:
+      except Exception as error:
+        self.error = self.error or error
+    # Not before the report: process 0 would wait for ever for one that failed.
+    self.written.set()
+    if jax.process_index() == 0 and self.error is None:
+      try:
         self._complete(self._collect(values))
-    except Exception as error:
-      self.error = self.error or error
+      except Exception as error:
+        self.error = error
     self._handler.close()
 
   def _start(self, state):
@@ -124,18 +155,20 @@ class Write:
     return started or []
 
   def _report(self, values):
-    reports = self._place / 'reports'
-    reports.mkdir(parents=True, exist_ok=True)
+    path = self._report_path(jax.process_index())
+    path.parent.mkdir(parents=True, exist_ok=True)
     error = files.in_short(self.error) if self.error else ''
-    path = reports / f'{jax.process_index()}.json'
     new = path.with_name(f'{path.name}.new')
     new.write_text(json.dumps({'error': error, 'values': values}))
     new.replace(path)
 
+  def _report_path(self, number):
+    return self._place / 'reports' / f'{self._attempt}-{number}.json'
+
   def _collect(self, values):
     """Returns the checksums of all processes' parts together."""
     for number in range(1, jax.process_count()):
-      path = self._place / 'reports' / f'{number}.json'
+      path = self._report_path(number)
       seconds = 0.02
       while not path.exists():
         if self.give_up.wait(seconds):

@@ -42,7 +42,7 @@ def lines(result):
     *_memory_rows(r),
     (
       f'FLOPs of a step, a {unit}',
-      f'{r["flops_per_core"]:.4g}; of the model '
+      f'{r["flops_per_core"]:.4g} of {r["flops"]:.4g} in all; of the model '
       f'{r["model_flops_per_core"]:.4g}, computed again '
       f'{r["recomputed_share"]:.0%}',
     ),
@@ -63,11 +63,16 @@ def _memory_rows(r):
   for name, key in (
     ('arguments', 'argument_bytes'),
     ('temporaries', 'temporary_bytes'),
+    ('rest of the state', 'resident_bytes'),
+    ('laid out in all', 'allocated_bytes'),
   ):
     if key in r:
       rows.append((name, f'{r[key] / _GIB:.2f} GiB'))
-  text = f'{r["peak_bytes"] / _GIB:.2f} of {r["hbm_bytes"] / _GIB:.2f} GiB'
-  at_least = '' if r['fits'] else 'at least '
+  available = f'{r["hbm_bytes"] / _GIB:.2f} GiB'
+  if r['peak_bytes'] is None:
+    return [*rows, ('peak', f'more than {available}')]
+  text = f'{r["peak_bytes"] / _GIB:.2f} of {available}'
+  at_least = '' if r['fits'] or 'argument_bytes' in r else 'at least '
   return [*rows, ('peak', f'{at_least}{text}, {r["hbm_share"]:.1%}')]
 
 
@@ -83,6 +88,11 @@ def _traffic_rows(r):
       + (f', {ratio:.2f} of what the layout needs' if ratio else ''),
     ),
     ('HBM traffic', f'{r["memory_bytes"] / 1e9:,.4g} GB'),
+    *(
+      [('unknown loops', f'{r["unknown_loops"]}, counted once')]
+      if r['unknown_loops']
+      else []
+    ),
   ]
 
 
@@ -111,16 +121,25 @@ def _time_rows(r, unit):
   return rows
 
 
-def run(config, topology, num_slices=1, evaluate=True, find=False, say=print):
+def run(
+  config,
+  topology,
+  num_slices=1,
+  evaluate=True,
+  find=False,
+  say=print,
+  save=lambda result: None,
+):
   """Returns the dict that --out writes, and prints tables on the way.
 
   Args:
     config: ConfigDict with the fields of `configs/common.py`.
     topology: see `topology.devices`, as `num_slices`.
     num_slices: likewise.
-    evaluate: whether to compile the forward pass of an evaluation, too.
+    evaluate: whether to compile the steps of evaluations, too.
     find: whether to search for the cheapest remat and the largest batch.
     say: takes lines of text.
+    save: takes the dict whenever there is more in it.
 
   Raises:
     ValueError: if the config cannot be run, or there is no such topology.
@@ -130,16 +149,21 @@ def run(config, topology, num_slices=1, evaluate=True, find=False, say=print):
     return forecast.Forecast(config, topology, num_slices)
 
   if find:
-    return search.search(make, config, say)
+    result = search.search(make, config, say)
+    save(result)
+    return result
   ahead = make(config)
   result = ahead.train_step()
   say('\n'.join(lines(result)))
+  save(result)
   if evaluate:
-    result['eval'] = ahead.eval_step()
-    for text in _memory_rows(result['eval']):
-      say(
-        f'  evaluation of {result["eval"]["batch_size"]:,}, {text[0]} {text[1]}'
-      )
+    result['eval'] = ahead.eval_steps()
+    for name, memory in result['eval'].items():
+      verdict = 'fits' if memory['fits'] else 'DOES NOT FIT'
+      say(f'  evaluation {name} of {memory["batch_size"]:,} {verdict}')
+      for row in _memory_rows(memory):
+        say('    {}  {}'.format(*row))
+    save(result)
   return result
 
 
@@ -153,16 +177,20 @@ def main(argv):
   command_line.config_file()
   # Nothing runs, so no accelerator of this machine is taken.
   jax.config.update('jax_platforms', 'cpu')
+
+  def save(result):
+    if given.out:
+      pathlib.Path(given.out).write_text(json.dumps(result, indent=2) + '\n')
+
   with command_line.one_line_errors():
-    result = run(
+    run(
       given.config,
       given.topology,
       given.num_slices,
       given.eval,
       given.search,
+      save=save,
     )
-    if given.out:
-      pathlib.Path(given.out).write_text(json.dumps(result, indent=2) + '\n')
 
 
 if __name__ == '__main__':
@@ -173,7 +201,7 @@ if __name__ == '__main__':
   flags.DEFINE_integer(
     'num_slices', 1, 'How many such slices, linked by a network.'
   )
-  flags.DEFINE_bool('eval', True, 'Also compiles the step of evaluations.')
+  flags.DEFINE_bool('eval', True, 'Also compiles the steps of evaluations.')
   flags.DEFINE_bool(
     'search', False,
     'Finds the cheapest remat policy that takes less than 90% of the memory, '

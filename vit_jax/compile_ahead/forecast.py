@@ -3,17 +3,20 @@
 import time
 
 import jax
+import jax.numpy as jnp
 
-from vit_jax import chips, experiment, flops, sharding
+from vit_jax import chips, experiment, flops, layouts, names, sharding
 from vit_jax.compile_ahead import roofline, topology, traffic
 from vit_jax.data import described
+from vit_jax.models import layers
+from vit_jax.objectives import classification
 
 _SECONDS_A_DAY = 86_400
-# TPUv3-core-days of pre-training, by model and data (paper, Table 2).
+# TPUv3-core-days of pre-training, by model, data and epochs (paper, Table 2).
 PAPER_CORE_DAYS = {
-  ('H/14', 'jft300m'): 2500,
-  ('L/16', 'jft300m'): 680,
-  ('L/16', 'imagenet21k'): 230,
+  ('H/14', 'jft300m', 14): 2500,
+  ('L/16', 'jft300m', 14): 680,
+  ('L/16', 'imagenet21k', 90): 230,
 }
 
 
@@ -47,10 +50,24 @@ class Forecast:
       )
     self._data = self._describe()
     self.parts = experiment.build(self.config, self.mesh, self._data)
+    # What a run would refuse should not be found out after compiling.
+    self._evals = {name: self._evaluation(name) for name in self.config.evals}
 
   def _describe(self, **changes):
     section = {**self.config.train, **changes}
     return described.describe(self.mesh, self.config.seed, **section)
+
+  def _evaluation(self, name):
+    """Returns the images that an evaluation takes at once, and its loss."""
+    row, field = self.config.evals[name], f'config.evals.{name}'
+    size, loss = row.get('batch_size'), row.get('loss', 'softmax')
+    sharding.check_batch_size(size, self.mesh, f'{field}.batch_size')
+    example_loss = names.lookup(classification.LOSSES, loss, f'{field}.loss')
+    recipe = row.get('preprocess') or self.config.train.preprocess
+    shape = self._describe(preprocess=recipe).image_shape
+    place = sharding.batch_sharding(self.mesh)
+    images = jax.ShapeDtypeStruct((size, *shape), 'uint8', sharding=place)
+    return images, example_loss
 
   def train_step(self):
     """Returns what the train step takes, in a dict; see docs/scaling.md."""
@@ -79,50 +96,77 @@ class Forecast:
     """Returns what memory alone the train step takes, a part of the same."""
     return self._compile(lambda: self.parts.lower(self.mesh))[0]
 
-  def eval_step(self):
-    """Returns a dict of what the forward pass of an evaluation takes."""
-    row = next(iter(self.config.evals.values()), {})
-    batch_size = row.get('batch_size', 1024)
-    recipe = row.get('preprocess') or self.config.train.preprocess
-    shape = self._describe(preprocess=recipe).image_shape
-    sharding.check_batch_size(batch_size, self.mesh, 'an evaluation.batch_size')
-    images = jax.ShapeDtypeStruct(
-      (batch_size, *shape),
-      'uint8',
-      sharding=sharding.batch_sharding(self.mesh),
-    )
-    params = jax.tree.map(
-      lambda shape, place: jax.ShapeDtypeStruct(
-        shape.shape, shape.dtype, sharding=place
-      ),
-      self.parts.shapes.params,
-      self.parts.layout.params,
-    )
+  def eval_steps(self):
+    """Returns {name: dict of the memory that a step of an evaluation takes}.
+
+    All of the state stays on the devices, though only its weights are used.
+    """
+    results, known = {}, {}
+    for name, (images, loss) in self._evals.items():
+      key = images.shape, loss
+      if key not in known:
+        known[key] = self._eval_step(images, loss)
+      results[name] = {'batch_size': images.shape[0], **known[key]}
+    return results
+
+  def _eval_step(self, images, example_loss):
+    """Returns what memory the sums of `evaluators.classification` take."""
+    weights, place = self.parts.shapes.weights, self.parts.layout.weights
+    params = jax.tree.map(_placed, weights, place)
+    label, B = self.parts.batch['label'], images.shape[0]
+    batch = {
+      'image': images,
+      'label': label.update(shape=(B, *label.shape[1:])),
+      'mask': images.update(shape=(B,), dtype='float32'),
+    }
+
+    def add(sums, params, batch):
+      logits, _ = self.parts.objective.predict(params, batch['image'])
+      targets = classification.one_hot(batch['label'], logits.shape[-1])
+      values = (
+        classification.top_1(logits, targets),
+        example_loss(logits, targets),
+      )
+      return [
+        total + jnp.vdot(value, batch['mask'])
+        for total, value in zip(sums, values, strict=True)
+      ]
 
     def lower():
       with sharding.activations(self.mesh):
-        predict = jax.jit(lambda *args: self.parts.objective.predict(*args)[0])
-        return predict.lower(params, images)
+        step = jax.jit(add, out_shardings=sharding.replicated(self.mesh))
+        return step.lower([0.0, 0.0], params, batch)
 
-    return {'batch_size': batch_size, **self._compile(lower)[0]}
+    memory = self._compile(lower)[0]
+    state, layout = self.parts.shapes, self.parts.layout
+    beside = layouts.bytes_per_device(state, layout)
+    beside -= layouts.bytes_per_device(weights, place)
+    memory['resident_bytes'] = beside
+    for name in ('peak', 'allocated'):
+      if memory.get(f'{name}_bytes') is not None:
+        memory[f'{name}_bytes'] += beside
+    if memory['peak_bytes'] is not None:
+      memory['hbm_share'] = memory['peak_bytes'] / memory['hbm_bytes']
+      memory['fits'] &= memory['hbm_share'] <= 1
+    return memory
 
   def _compile(self, lower):
     """Returns what memory a step takes, and the compiled step or None."""
     hbm, start = self.chip.hbm_bytes, time.perf_counter()
     try:
-      compiled = chips.compiled(lower(), self._kind)
+      compiled = experiment.compiled(lower(), self.mesh)
     except jax.errors.JaxRuntimeError as error:
-      needed = topology.needed_bytes(str(error))
-      if needed is None:
+      if 'RESOURCE_EXHAUSTED' not in str(error):
         raise
+      needed = topology.needed_bytes(str(error))
       compiled, memory = None, {'fits': False, 'peak_bytes': needed}
     else:
       memory = _memory(compiled)
-    seconds = time.perf_counter() - start
+    seconds, peak = time.perf_counter() - start, memory['peak_bytes']
     return {
       **memory,
       'hbm_bytes': hbm,
-      'hbm_share': memory['peak_bytes'] / hbm,
+      'hbm_share': peak / hbm if peak is not None else None,
       'compile_seconds': round(seconds, 1),
     }, compiled
 
@@ -136,6 +180,7 @@ class Forecast:
     )
     model = 3 * forward.flops
     return {
+      'flops': step.flops,
       'flops_per_core': step.flops / self.mesh.size,
       'padding_flops_per_core': step.padding_flops / self.mesh.size,
       'model_flops_per_core': model / self.mesh.size,
@@ -150,7 +195,9 @@ class Forecast:
       by_kind[each.kind] = by_kind.get(each.kind, 0) + each.times * each.size
       sent += each.times * each.sent()
     ideal = roofline.ideal_sent(
-      self.parts.shapes.params, self.parts.layout.params
+      self.parts.shapes.params,
+      self.parts.layout.params,
+      layers.DTYPES[self.config.model.dtype].dtype.itemsize,
     )
     bound = roofline.bound(
       self.chip,
@@ -164,7 +211,7 @@ class Forecast:
     if once > 0 and moved.cycles_once:
       # The compiler counts the body of a loop once; its cycles say how much
       # of the time that is.
-      estimate = max(once * moved.cycles / moved.cycles_once, bound.seconds)
+      estimate = once * moved.cycles / moved.cycles_once
     return {
       'collective_bytes': by_kind,
       'sent_bytes': sent,
@@ -180,7 +227,11 @@ class Forecast:
       **self._rates(estimate, result, 'estimate'),
       'total_steps': self.parts.total_steps,
       'paper_core_days': PAPER_CORE_DAYS.get(
-        (self.config.model.variant, self.config.train.dataset)
+        (
+          self.config.model.variant,
+          self.config.train.dataset,
+          self.config.total_epochs,
+        )
       ),
     }
 
@@ -207,4 +258,13 @@ def _memory(compiled):
     'argument_bytes': arguments,
     'temporary_bytes': peak - arguments,
     'peak_bytes': peak,
+    # Were all that is laid out for temporaries reserved, and not what lives.
+    'allocated_bytes': arguments
+    + memory.output_size_in_bytes
+    + memory.temp_size_in_bytes
+    - memory.alias_size_in_bytes,
   }
+
+
+def _placed(shape, sharding):
+  return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)

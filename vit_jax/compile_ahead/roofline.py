@@ -94,19 +94,21 @@ def crossing(collective, mesh):
   return tuple(max(sharing, 1) * size for size in most)
 
 
-def ideal_sent(shapes, layout):
+def ideal_sent(shapes, layout, itemsize=4):
   """Returns the bytes that a device must send for one step, by the layout.
 
-  In float32. A parameter that n devices hold: its gradient's all-reduce,
-  2 (n - 1) / n of its size. One that is split over f: the reduce-scatter of its
-  gradient and two all-gathers, for the forward and the backward pass, (f - 1) /
-  f of its size each; where its parts have copies, the all-reduce of a part.
+  A parameter that n devices hold: its gradient's all-reduce, 2 (n - 1) / n of
+  its size. One that is split over f: the reduce-scatter of its gradient and two
+  all-gathers, for the forward and the backward pass, (f - 1) / f of its size
+  each; where its parts have copies, the all-reduce of a part. The all-reduces
+  of activations that `model` takes are not counted.
 
   Args:
     shapes: tree of `jax.ShapeDtypeStruct`, the parameters.
     layout: tree of shardings.
+    itemsize: bytes of a number that is sent: 4 in float32, 2 in bfloat16.
   """
-  return sum(
+  return itemsize * sum(
     _ideal_sent(shape, sharding)
     for shape, sharding in zip(
       jax.tree.leaves(shapes), jax.tree.leaves(layout), strict=True
@@ -115,6 +117,7 @@ def ideal_sent(shapes, layout):
 
 
 def _ideal_sent(shape, sharding):
+  """Returns how many numbers are sent of one parameter."""
   axes = {
     axis
     for part in sharding.spec
@@ -126,7 +129,7 @@ def _ideal_sent(shape, sharding):
   batch = [axis for axis in sizes if axis != 'model']
   split = math.prod(sizes[axis] for axis in batch if axis in axes)
   copies = math.prod(sizes[axis] for axis in batch if axis not in axes)
-  part = 4 * math.prod(sharding.shard_shape(shape.shape))
+  part = math.prod(sharding.shard_shape(shape.shape))
   return part * (3 * (split - 1) + 2 * (copies - 1) / copies)
 
 

@@ -90,12 +90,18 @@ def read(text, num_devices):
   """
   computations, entry = hlo.parse(text)
   collectives, memory, cycles, once, unknown = [], 0, 0, 0, set()
+  channels = set()
 
   def visit(name, times, in_fusion):
     nonlocal memory, cycles, once
     instructions = computations.get(name, {})
     for each in instructions.values():
-      if each.opcode.removesuffix('-start') in COLLECTIVES:
+      # An asynchronous collective is in several fusions, from its start to its
+      # done: the same channel in each.
+      channel = each.attribute(r'channel_id=(\d+)')
+      is_new = channel is None or (channel, times) not in channels
+      if each.opcode.removesuffix('-start') in COLLECTIVES and is_new:
+        channels.add((channel, times))
         found = _collective(each, name, instructions, num_devices)
         collectives.append(found._replace(times=times))
       if not in_fusion:

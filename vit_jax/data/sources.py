@@ -195,6 +195,7 @@ def builder(name):
       version of it only.
   """
   tfds = _import_tfds(f'The data set {name!r}')
+  storage.check(data_dir(), 'TFDS_DATA_DIR')
   try:
     return _as_array_record(tfds, name)
   except tfds.core.registered.DatasetNotFoundError:

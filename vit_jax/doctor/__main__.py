@@ -20,7 +20,9 @@ from vit_jax.doctor import devices, installation, machine, workdir
 from vit_jax.doctor.finding import FAIL, WARN
 from vit_jax.doctor.probe import Probe
 
-_STORE_TIMEOUT = 120  # seconds; `storage` gives up within 90
+# Seconds. A store that is not reached, `storage` gives up after 95, and it may
+# look for credentials for 15; one that is silent would take it four minutes.
+_STORE_TIMEOUT = 150
 
 
 def main(argv=None):
@@ -58,7 +60,7 @@ def examine(require='', num_devices=None, folder='', timeout=120):
   # It gives up on other machines before it is ended, and then can say so.
   device_probe = Probe('vit_jax.doctor.device_probe', str(timeout / 2))
   folder_probe = folder and Probe('vit_jax.doctor.workdir_probe', folder)
-  yield from installation.check()
+  yield from installation.check(remote='://' in folder)
   yield from held
   yield from nvidia
   result, log = device_probe.result(timeout)

@@ -15,6 +15,10 @@ _PLUGINS = {
   'jax-cuda12-plugin': 'cuda12',
   'jax-cuda13-plugin': 'cuda13',
 }
+_NEEDS = {
+  'data': 'only TFDS data sets need it',
+  'gcs': 'paths at gs:// need it',
+}
 _INSTALL = "pip install -e '.[{}]'"
 
 
@@ -26,8 +30,12 @@ def installed(name):
     return None
 
 
-def check():
-  """Returns Findings on Python, vit_jax's packages, jax's own."""
+def check(remote=False):
+  """Returns Findings on Python, vit_jax's packages, jax's own.
+
+  Args:
+    remote: whether the run's folder is at gs://.
+  """
   try:
     needed = metadata.metadata('vit_jax')['Requires-Python']
     import packaging.requirements
@@ -56,7 +64,7 @@ def check():
       'make a new environment: python3.11 -m venv .venv',
     )
   ]
-  return [*findings, *_packages(), *_pins()]
+  return [*findings, *_packages(remote), *_pins()]
 
 
 def _requirements(package, extra=''):
@@ -73,13 +81,13 @@ def _requirements(package, extra=''):
       yield need.name, need.specifier
 
 
-def _packages():
+def _packages(remote):
   """Returns one Finding for all that is right, one each for what is not."""
   wrong, right = [], []
-  for extra in ('', 'data'):
+  for extra in ('', 'data', *(('gcs',) if remote else ())):
     for name, specifiers in _requirements('vit_jax', extra):
       version = installed(name)
-      needs = 'only TFDS data sets need it' if extra else ''
+      needs = _NEEDS.get(extra)
       if version is None:
         text, remedy = 'not installed', _INSTALL.format(extra)
       elif not specifiers.contains(version, prereleases=True):
@@ -91,7 +99,7 @@ def _packages():
       wrong.append(
         Finding(
           name,
-          WARN if extra else FAIL,
+          WARN if extra == 'data' else FAIL,
           f'{text} ({needs})' if needs else text,
           remedy.replace("'.[]'", '.'),
         )

@@ -13,7 +13,7 @@ from vit_jax.doctor.finding import FAIL, OK, WARN, Finding, output_of
 # Paths that tests replace.
 PROC = pathlib.Path('/proc')
 DEV = '/dev'
-CGROUP_MEMORY = pathlib.Path('/sys/fs/cgroup/memory.max')
+CGROUP = pathlib.Path('/sys/fs/cgroup')
 LOCK_FILE = pathlib.Path('/tmp/libtpu_lockfile')
 
 # The oldest driver that JAX's CUDA plugins work with (JAX's installation page).
@@ -164,14 +164,18 @@ def _gpu_users():
 
 
 def check_memory():
-  """Returns a Finding on main memory."""
-  text = (PROC / 'meminfo').read_text()
+  """Returns a Finding on main memory, or what a container has of it."""
+  try:
+    text = (PROC / 'meminfo').read_text()
+  except OSError:  # macOS
+    return Finding('memory', OK, 'not known here')
   total, available = (
     int(re.search(rf'{name}:\s+(\d+) kB', text)[1]) * 1024
     for name in ('MemTotal', 'MemAvailable')
   )
   with contextlib.suppress(OSError, ValueError):  # no container; 'max'
-    total = min(total, int(CGROUP_MEMORY.read_text()))
+    total = min(total, int((CGROUP / 'memory.max').read_text()))
+    available = min(available, total - _memory_used())
   available = min(available, total)
   gib = 2**30
   found = f'{available / gib:.1f} of {total / gib:.1f} GiB are free'
@@ -186,9 +190,21 @@ def check_memory():
   )
 
 
+def _memory_used():
+  """Returns the bytes that a container cannot do without."""
+  used = int((CGROUP / 'memory.current').read_text())
+  # Files that were read once are kept only as long as there is room.
+  stat = (CGROUP / 'memory.stat').read_text()
+  found = re.search(r'^inactive_file (\d+)$', stat, re.M)
+  return used - int(found[1] if found else 0)
+
+
 def check_cores(num_accelerators):
   """Returns a Finding on the cores that make the batches."""
-  cores = len(os.sched_getaffinity(0))
+  try:
+    cores = len(os.sched_getaffinity(0))
+  except AttributeError:  # macOS
+    cores = os.cpu_count()
   found = f'{cores}, good for about {cores * _IMAGES_A_CORE:,} images a second'
   needed = _MIN_CORES_A_DEVICE * num_accelerators
   if cores >= needed:

@@ -2,7 +2,8 @@
 
 An evaluator's `build(predict, params, mesh, field, class_names, ...)` opens its
 data at once, so that mistakes show before training, and returns
-`evaluate(params)`, which returns a dict of floats.
+`evaluate(params, is_stopped)`, which returns a dict of floats, or None if
+`is_stopped()`, which it asks before each batch, said so.
 """
 
 from collections.abc import Callable
@@ -20,7 +21,7 @@ class Evaluation(NamedTuple):
   Attributes:
     name: what the user calls it; its metrics are 'name/...'.
     every: number of steps between two evaluations; 0 for only at the end.
-    evaluate: (params) -> dict of floats.
+    evaluate: (params, is_stopped) -> dict of floats, or None.
   """
 
   name: str

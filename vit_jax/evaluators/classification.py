@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from vit_jax import names, sharding
 from vit_jax.data import pipeline
 from vit_jax.objectives import classification
+from vit_jax.processes import agreement
 
 
 def build(
@@ -80,9 +81,14 @@ def build(
       for name, value in values.items()
     }
 
-  def evaluate(params):
+  # Another number of batches on one process would leave the others waiting.
+  agreement.check_same({f'{field}: number of examples': data.num_examples})
+
+  def evaluate(params, is_stopped=lambda: False):
     sums = dict.fromkeys(('accuracy', 'loss', 'count'), jnp.zeros(()))
     for batch in data.batches():
+      if is_stopped():
+        return None
       sums = add(sums, params, batch)
     count = float(sums.pop('count'))
     if not count:

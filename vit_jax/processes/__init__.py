@@ -5,6 +5,11 @@ Process 0 is the middle of a line to all others (`channel`, `hub`). With
 On a TPU pod, under Slurm or on GKE, JAX finds the processes, and then they open
 the line. A process that dies, fails or falls silent makes all others stop, with
 a last line that says which one it was.
+
+With several processes JAX takes SIGTERM, from its start on: it is heeded by the
+train loop alone, which saves and stops. Before that, and in a run that only
+evaluates, it does nothing: launchers follow it by SIGKILL after their time of
+grace, and the run goes on from its last checkpoint. Ctrl-C ends it even then.
 """
 
 import contextlib
@@ -14,13 +19,16 @@ import sys
 import threading
 import time
 import traceback
+import types
 
 import jax
 
 from vit_jax.processes import joining
 
 _GRACE = 3  # seconds that news of another process take, at most
+_SHUTDOWN_SECONDS = 60  # that JAX may take to end
 _ending = threading.Lock()  # held by the thread that ends this process
+_failing = []  # what this process is about to say that it stops for
 _member = None  # this process's end of the line, if there are several
 
 
@@ -48,6 +56,10 @@ def joined(
     lost_timeout: seconds of silence after which a process is lost. The end of a
       process is noticed at once, only that of its machine is silent.
 
+  Yields:
+    an object whose `status`, 0 at first, is the exit code that this process has
+    if JAX does not let it end; set it to the one that it will end with.
+
   Raises:
     ValueError: on arguments that do not fit together.
     OSError: if a process does not come, or comes with other numbers.
@@ -65,18 +77,19 @@ def joined(
     line = joining.join_cluster(**how)
   else:
     line = None
+  ending = types.SimpleNamespace(status=0)
   if line is None:
-    yield
+    yield ending
     return
   global _member  # noqa: PLW0603  (what `gather` talks through)
   _member, center = line
   try:
-    yield
+    yield ending
   except BaseException as error:
     if not isinstance(error, SystemExit) or error.code:
       _fail(error, center)
   try:
-    _end(center)
+    _end(center, ending.status)
   except Exception as error:
     _fail(error, center)
   _member = None
@@ -108,11 +121,14 @@ def barrier(name, timeout=300):
   gather(name, None, timeout)
 
 
-def _end(center):
+def _end(center, status):
   """Waits for all others to come to the end, and leaves them."""
+  # What ends this process from now on may not do so.
+  sys.stdout.flush()
+  sys.stderr.flush()
   _member.gather('end', None, timeout=3600)
   # All is done and saved: whatever happens to JAX now does no harm.
-  with joining.ends_after(60, '', code=0):
+  with joining.ends_after(_SHUTDOWN_SECONDS, '', code=status):
     jax.distributed.shutdown()
   _member.leave(timeout=_GRACE)
   if center:
@@ -121,14 +137,16 @@ def _end(center):
 
 def _fail(error, center):
   """Says what the error was, here and to the others, and exits."""
+  is_told = isinstance(error, SystemExit)  # in a line of its own
+  text = str(error.code) if is_told else _in_words(error)
+  told = ' '.join(text.removeprefix('Error: ').split())[:500]
+  told = told if told.endswith('.') else f'{told}.'
+  _failing.append(told)
   # It may come of the end of another process, and JAX raises many kinds then.
   # News of that end are on their way, and `_stopped` ends this one.
   time.sleep(_GRACE)
   _ending.acquire()
-  is_told = isinstance(error, SystemExit)  # in a line of its own
-  text = str(error.code) if is_told else _in_words(error)
-  told = ' '.join(text.removeprefix('Error: ').split())[:500]
-  _member.fail(told if told.endswith('.') else f'{told}.')
+  _member.fail(told)
   if is_told:
     print(text, file=sys.stderr)
   else:
@@ -151,7 +169,9 @@ def _in_words(error):
 
 def _stopped(is_center, text):
   """Ends this process because of another, wherever its main thread waits."""
-  if not _ending.acquire(blocking=False):
+  # What all found, each says itself, in full.
+  is_ours_too = any(text.endswith(f' stopped: {told}') for told in _failing)
+  if is_ours_too or not _ending.acquire(blocking=False):
     return  # by an error of its own
   more = ''
   if several():

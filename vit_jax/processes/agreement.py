@@ -4,7 +4,9 @@ import contextlib
 import hashlib
 import importlib.metadata
 import json
+import os
 import pathlib
+import re
 import secrets
 import socket
 import time
@@ -15,7 +17,16 @@ from vit_jax import processes
 
 _PACKAGES = (
   'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'tensorflow',
+  'libtpu', 'jax-cuda12-plugin', 'jax-cuda12-pjrt', 'jax-cuda13-plugin',
+  'jax-cuda13-pjrt',
 )  # fmt: skip
+# What these variables say is part of the program that is compiled,
+_VARIABLES = r'XLA_FLAGS|LIBTPU_INIT_ARGS|NVIDIA_TF32_OVERRIDE|JAX_\w+'
+# but for those that say who a process is, and where it puts things.
+_OWN = (
+  r'JAX_\w*(CACHE|DUMP|LOG|PROFILE|TRACEBACK|COORDINAT|PROCESS)\w*|'
+  r'JAX_\w+_(DIR|PATH|IDS?|INDEX|ADDRESS|PORT|DEVICES)'
+)
 
 
 def check_same(facts):
@@ -50,7 +61,7 @@ def check_same(facts):
   if lines:
     raise ValueError(
       f'The {len(every)} processes do not agree:{"".join(lines)}\n'
-      'Start all with the same command, code, packages and devices.'
+      'Start all with the same command, code, packages, variables and devices.'
     )
 
 
@@ -65,6 +76,10 @@ def facts(config, workdir):
   for name in _PACKAGES:
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
       found[f'version of {name}'] = importlib.metadata.version(name)
+  for name, value in os.environ.items():
+    if re.fullmatch(_VARIABLES, name) and not re.fullmatch(_OWN, name):
+      words = [w for w in value.split() if not w.startswith('--xla_dump_')]
+      found[f'variable {name}'] = ' '.join(words)
   kinds = sorted({device.device_kind for device in jax.local_devices()})
   devices = f'{jax.local_device_count()} x {", ".join(kinds)}'
   return found | {
@@ -87,12 +102,12 @@ def check_shared(folder, timeout=60):
   if not processes.several():
     return
   mark = processes.gather('the mark of the folder', secrets.token_hex(8))[0]
-  path = folder / f'shared-{mark}'
+  path = folder / 'shared-mark'  # of one name: it may be left over
   if jax.process_index() == 0:
     path.write_text(mark)
   processes.barrier('the mark is written', timeout)
   deadline = time.monotonic() + timeout / 2  # network disks may be late
-  while not (seen := path.exists()) and time.monotonic() < deadline:
+  while not (seen := _holds(path, mark)) and time.monotonic() < deadline:
     time.sleep(0.1)
   host = None if seen else socket.gethostname()
   blind = processes.gather('the mark is read', host, timeout)
@@ -104,6 +119,13 @@ def check_shared(folder, timeout=60):
       f'--workdir={folder} of process 0 is not that of process {who}; all '
       'processes must write to one folder: use gs://, or a shared disk.'
     )
+
+
+def _holds(path, text):
+  try:
+    return path.read_text() == text
+  except OSError:
+    return False
 
 
 def _code():

@@ -16,6 +16,7 @@ import threading
 import time
 
 _SEND_SECONDS = 5
+_MAX_BYTES = 2**26  # of a message: the values of all processes
 
 
 class Member:
@@ -139,8 +140,13 @@ class Member:
         seconds = f'{self._lost_timeout:g} s'
         return self._stop(f'has not been heard of for {seconds}')
       *lines, buffer = (buffer + (data or b'')).split(b'\n')
-      for line in lines:
-        self._handle(json.loads(line))
+      try:
+        for line in lines:
+          self._handle(json.loads(line))
+      except Exception:  # half a message; without this thread, no news
+        return self._stop('sent what is no message')
+      if len(buffer) > _MAX_BYTES:
+        return self._stop('sent a message without end')
       if now - beaten > interval:
         beaten = now
         self._send(kind='beat')
@@ -162,8 +168,9 @@ class Member:
   def _tell(self, text):
     if not self._left.is_set():
       self._left.set()
-      self._reason = text
       self._on_stop(text)
+      # Only now: it may end the process, and say why better than an error.
+      self._reason = text
       for answers in list(self._answers.values()):
         answers.put({'kind': 'stop', 'text': text})
 

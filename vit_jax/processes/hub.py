@@ -96,16 +96,18 @@ class Hub:
     peer.heard = time.monotonic()
     peer.buffer += data
     *lines, peer.buffer = peer.buffer.split(b'\n')
-    for line in lines:
-      try:
+    try:
+      for line in lines:
         message = json.loads(line)
         if message['kind'] == 'hello':
           self._admit(peer, message)
         elif peer.number is not None:
           self._handle(peer, message)
-      except (ValueError, KeyError, TypeError):  # a stranger
-        data = b''
-    if not data or len(peer.buffer) > _MAX_BYTES:
+    except Exception:  # a stranger, or half a message; the hub must go on
+      return self._lose(peer, 'sent what is no message')
+    if len(peer.buffer) > _MAX_BYTES:
+      return self._lose(peer, 'sent a message without end')
+    if not data:
       self._lose(peer, 'ended without a word (killed, or out of memory)')
 
   def _admit(self, peer, message):

@@ -5,7 +5,9 @@ import functools
 import glob
 import json
 import os
+import pathlib
 import socket
+import sys
 import threading
 
 import jax
@@ -13,6 +15,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from vit_jax.processes import channel, hub
+
+_GOOGLE = '0x1ae0'  # the maker of TPUs, in the numbers of PCI
 
 
 def is_given(coordinator, num_processes, process_id):
@@ -44,10 +48,15 @@ def is_given(coordinator, num_processes, process_id):
 
 
 def in_cluster():
-  """Returns whether the environment says that other processes are there.
+  """Returns whether other processes may be there, that JAX would find.
 
   JAX would ask a metadata server to know: that is left to machines with TPUs.
   """
+  return _says_so() or _is_tpu_vm()
+
+
+def _says_so():
+  """Returns whether the environment says that there are others."""
   slurm = (
     'SLURM_JOB_ID', 'SLURM_STEP_NODELIST', 'SLURM_PROCID', 'SLURM_LOCALID',
   )  # fmt: skip
@@ -56,11 +65,21 @@ def in_cluster():
   workers = os.environ.get(
     'TPU_PROCESS_ADDRESSES', os.environ.get('TPU_WORKER_HOSTNAMES', '')
   )
-  if ',' in workers or int(os.environ.get('MEGASCALE_NUM_SLICES', '1')) > 1:
-    return True
-  # A TPU VM. JAX sets the variable where it finds no TPU.
-  devices = glob.glob('/dev/accel[0-9]*') + glob.glob('/dev/vfio/[0-9]*')
-  return bool(devices) and 'TPU_SKIP_MDS_QUERY' not in os.environ
+  return ',' in workers or int(os.environ.get('MEGASCALE_NUM_SLICES', '1')) > 1
+
+
+def _is_tpu_vm():
+  # JAX sets the variable where it finds no TPU.
+  if 'TPU_SKIP_MDS_QUERY' in os.environ:
+    return False
+  if not glob.glob('/dev/accel[0-9]*') + glob.glob('/dev/vfio/[0-9]*'):
+    return False
+  # Such nodes are those of any maker: a GPU that a virtual machine has, too.
+  for path in glob.glob('/sys/bus/pci/devices/*/vendor'):
+    with contextlib.suppress(OSError):
+      if pathlib.Path(path).read_text().strip() == _GOOGLE:
+        return True
+  return False
 
 
 def join(coordinator, num, number, *, start_timeout, lost_timeout, on_stop):
@@ -124,7 +143,11 @@ def join(coordinator, num, number, *, start_timeout, lost_timeout, on_stop):
 
 
 def join_cluster(*, start_timeout, lost_timeout, on_stop):
-  """Joins processes that JAX finds; see `join`."""
+  """Joins processes that JAX finds; see `join`.
+
+  A machine with TPUs where JAX finds none, and whose environment says nothing
+  of others, is taken for one that is alone.
+  """
   with ends_after(
     start_timeout,
     f'The processes of this cluster did not find each other within '
@@ -132,7 +155,15 @@ def join_cluster(*, start_timeout, lost_timeout, on_stop):
   ):
     try:
       _initialize(lost_timeout, initialization_timeout=int(start_timeout) + 60)
-    except ValueError as error:
+    except (ValueError, OSError) as error:  # OSError: no metadata server
+      if not _says_so():
+        print(
+          'This machine has TPUs, but JAX finds no other processes '
+          f'({_first_line(error)}): this one trains alone. If that is wrong, '
+          'give --coordinator, --num_processes and --process_id.',
+          file=sys.stderr,
+        )
+        return None
       raise ValueError(
         'The environment is that of a TPU pod, Slurm or GKE, but JAX does not '
         f'find its processes ({error}); give --coordinator, --num_processes '
@@ -205,6 +236,10 @@ def ends_after(seconds, text, code=1):
     yield
   finally:
     timer.cancel()
+
+
+def _first_line(error):
+  return ' '.join(str(error).split())[:200].rstrip('.')
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ _DTYPES = {
   **{f'I{8 * size}': np.dtype(f'i{size}') for size in (1, 2, 4, 8)},
   **{f'U{8 * size}': np.dtype(f'u{size}') for size in (1, 2, 4, 8)},
 }
+SUFFIXES = ('.npz', '.safetensors')
 _ALLOWED = ', '.join(map(str, _DTYPES.values()))
 _VOID2 = np.dtype('V2')  # how numpy stores bfloat16
 _CHUNK = 2**24  # bytes
@@ -102,7 +103,6 @@ def write(path, arrays, metadata=None, overwrite=False):
 def _load(path, with_arrays):
   path = storage.path(path)
   _check_suffix(path)
-  storage.check(path)
   load = _load_npz if path.suffix == '.npz' else _load_safetensors
   advice = ''
   try:
@@ -117,7 +117,7 @@ def _load(path, with_arrays):
 
 
 def _check_suffix(path):
-  if path.suffix not in ('.npz', '.safetensors'):
+  if path.suffix not in SUFFIXES:
     raise ValueError(
       f'{path} is neither .npz nor .safetensors. Other formats are pickles or '
       'may hold them, and pickles are never read: they can run any code. Get a '
@@ -132,6 +132,9 @@ def _check_is_file(path):
     raise ValueError('it is a folder; name a file in it')
   if path.exists():
     return
+  reason = storage.problem(path)  # what is missing may be the bucket
+  if reason:
+    raise ValueError(reason)
   folder = path.parent
   names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
   near = ', '.join(difflib.get_close_matches(path.name, names, 3, 0.5))

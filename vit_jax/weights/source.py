@@ -82,7 +82,8 @@ def read(path, grid=None, num_heads_else=None, **overrides):
     known = row.labels and labels.names_of(row.labels)
     return source._replace(labels=known)
   file = storage.path(path)
-  storage.check(file)
+  if file.suffix not in files.SUFFIXES:  # to read a file takes fewer rights
+    storage.check(file)
   if file.is_dir():
     from vit_jax.weights import orbax
 
