@@ -69,7 +69,7 @@ def base():
   c.optimizer.weight_decay = 0.0
   c.optimizer.clip_norm = placeholder(float)
 
-  c.step = ConfigDict()  # train.make_train_step
+  c.step = ConfigDict()  # train_step.make_train_step
   c.step.accum_steps = 1
   c.step.ema_decay = 0.0  # 0: no Polyak average
 

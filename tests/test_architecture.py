@@ -41,7 +41,7 @@ MAY_IMPORT = {
   'flops': {'chips'},
   'compile_ahead': {
     'chips', 'command_line', 'data', 'experiment', 'flops', 'layouts', 'models',
-    'sharding',
+    'names', 'objectives', 'sharding',
   },
   'analysis': {'models', 'command_line', 'flops', 'data', 'chips'},
   'predict': {'command_line', 'models', 'data', 'weights'},

@@ -69,9 +69,7 @@ def test_input_is_what_the_devices_waited_for(batch):
     if free < clock_time.seconds:
       clock.charge('input', since=max(free, asked))
     before, free = free, max(free, clock_time.seconds) + 0.1
-    clock_time.seconds = max(
-      clock_time.seconds, before
-    )  # two under way
+    clock_time.seconds = max(clock_time.seconds, before)  # two under way
   seconds = clock.seconds()
   share = seconds['input'] / (seconds['input'] + seconds['step'])
   assert share == pytest.approx(max(1 - 0.1 / batch, 0), abs=0.02)

@@ -266,4 +266,4 @@ def test_print_layout_shows_every_parameter_and_the_memory(tiny_config):
   # 2 layers of 16 x 32 float32, split over all 8 devices.
   row = 'mlp_in/kernel [2, 16, 32 / data model] float32 512'
   assert row in ' '.join(text.split())
-  assert 'Estimated memory: 0.00 GB' in text
+  assert 'Estimated memory: 0.18 MB' in text

@@ -106,6 +106,7 @@ def result(workdir):
   lines = [
     {k: v for k, v in line.items() if k != 'train/images_per_second'}
     for line in metrics(workdir)
+    if 'goodput/step' not in line
   ]
   return state, lines
 

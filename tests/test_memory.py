@@ -74,7 +74,7 @@ def test_the_parts_of_an_estimate_by_hand():
   # What the backward pass needs of 8 images, and what one block takes.
   stored = 8 * saved_bytes(dict(config().model), 'none')
   assert 0.9 * stored < whole.activations < 1.3 * stored
-  assert str(whole).startswith(f'{whole.total / 1e9:.2f} GB per device: state ')
+  assert str(whole).startswith(f'{whole.total / 1e6:.2f} MB per device: state ')
 
 
 def saved_bytes(model, remat, size=32):

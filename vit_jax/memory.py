@@ -47,11 +47,12 @@ class Estimate(NamedTuple):
     return sum(self)
 
   def __str__(self):
+    unit, name = (1e9, 'GB') if self.total > 1e8 else (1e6, 'MB')
     parts = ', '.join(
-      f'{name} {size / 1e9:.2f}'
-      for name, size in zip(self._fields, self, strict=True)
+      f'{part} {size / unit:.2f}'
+      for part, size in zip(self._fields, self, strict=True)
     )
-    return f'{self.total / 1e9:.2f} GB per device: {parts}'
+    return f'{self.total / unit:.2f} {name} per device: {parts}'
 
 
 def describe(estimate, device_kind):

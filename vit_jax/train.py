@@ -108,8 +108,9 @@ def train(config, workdir):
         clock.resume(writer.goodput)
       writer.say(*checkpoints.news())
       headline = _headline(parts.model, state, mesh, data, total_steps)
+      kind = mesh.devices.flat[0].device_kind
       estimate = memory.estimate(parts, mesh, config.step.accum_steps)
-      writer.say(headline + loaded, f'Estimated memory: {estimate}.')
+      writer.say(headline + loaded, memory.describe(estimate, kind))
 
       def save(step):
         writer.scalars(step, 'goodput', clock.scalars())
@@ -135,6 +136,7 @@ def train(config, workdir):
           with (
             clock.spending('evaluation'),
             dog.busy(f'evaluation {evaluation.name}'),
+            memory.explain_exhaustion(config, data, evaluation=evaluation.name),
           ):
             values = evaluation.evaluate(
               state.weights, checkpoints.stop_requested
@@ -188,8 +190,8 @@ def train(config, workdir):
         checkpoints.wait(writer.say)
       writer.say(
         *profiler.end(stats),
-        f'Done after {total_steps:,} steps, '
-        f'{goodput.in_words(clock.scalars())}. {writer.results()}\n'
+        f'Done after {total_steps:,} steps. {writer.results()}\n'
+        f'{goodput.in_words(clock.scalars())}.\n'
         f'Everything is in {workdir}: checkpoints/, metrics.jsonl, '
         'config.json, tensorboard/',
       )
@@ -211,7 +213,8 @@ def dry_run(config):
   parts = experiment.build(config, mesh, data)
   estimate = memory.estimate(parts, mesh, config.step.accum_steps)
   table = layouts.table(parts.shapes, parts.layout)
-  return f'{table}\nEstimated memory: {estimate}.\n'
+  kind = mesh.devices.flat[0].device_kind
+  return f'{table}\n{memory.describe(estimate, kind)}\n'
 
 
 def _next_batch(batches, done, clock):

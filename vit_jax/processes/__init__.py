@@ -27,6 +27,7 @@ from vit_jax.processes import joining
 
 _GRACE = 3  # seconds that news of another process take, at most
 _SHUTDOWN_SECONDS = 60  # that JAX may take to end
+_all_failed = threading.Event()  # in the same way
 _ending = threading.Lock()  # held by the thread that ends this process
 _failing = []  # what this process is about to say that it stops for
 _member = None  # this process's end of the line, if there are several
@@ -144,7 +145,7 @@ def _fail(error, center):
   _failing.append(told)
   # It may come of the end of another process, and JAX raises many kinds then.
   # News of that end are on their way, and `_stopped` ends this one.
-  time.sleep(_GRACE)
+  _all_failed.wait(_GRACE)
   _ending.acquire()
   _member.fail(told)
   if is_told:
@@ -171,7 +172,10 @@ def _stopped(is_center, text):
   """Ends this process because of another, wherever its main thread waits."""
   # What all found, each says itself, in full.
   is_ours_too = any(text.endswith(f' stopped: {told}') for told in _failing)
-  if is_ours_too or not _ending.acquire(blocking=False):
+  if is_ours_too:
+    _all_failed.set()
+    return
+  if not _ending.acquire(blocking=False):
     return  # by an error of its own
   more = ''
   if several():
