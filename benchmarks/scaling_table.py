@@ -43,14 +43,18 @@ def rows():
 
 
 def table(results):
-  """Returns the Markdown table of the results."""
+  """Returns the Markdown table of the results, by (model, topology)."""
   lines = [
     '| model | topology | devices | batch each | remat, layout | peak | of HBM '
     '| FLOPs, 1e12 | again | sent | to ideal | bound, s | by | estimate, s '
     '| images/s | MFU | core-days | paper |',
     '| --- ' * 18 + '|',
   ]
-  for r in results:
+  for model, topology in rows():
+    r = results.get((model, topology))
+    if r is None:
+      lines.append(f'| {model} | {topology} | not compiled yet {"| " * 15}|')
+      continue
     start = (
       f'| {r["model"]} | {r["topology"]} | {r["num_devices"]} '
       f'| {r["batch_per_core"]:,.0f} | {r["remat"]}, {r["params"]} '
@@ -93,8 +97,7 @@ def main(argv):
   if DOC.exists():
     before, _, rest = DOC.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)
-    ordered = [done[row] for row in rows() if row in done]
-    DOC.write_text(f'{before}{BEGIN}\n{table(ordered)}\n{END}{after}')
+    DOC.write_text(f'{before}{BEGIN}\n{table(done)}\n{END}{after}')
 
 
 if __name__ == '__main__':
