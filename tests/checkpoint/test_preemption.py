@@ -20,6 +20,14 @@ def test_the_first_signal_is_remembered(name, capfd):
   assert f'{name}: saving after the step' in capfd.readouterr().err
 
 
+@pytest.fixture(autouse=True)
+def ctrl_c():
+  """Has Ctrl-C raise, also where the tests run in the background."""
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)
+  yield
+  signal.signal(signal.SIGINT, before)
+
+
 def test_a_second_ctrl_c_is_not_held_up():
   with preemption.Notice() as notice:
     send('SIGINT')

@@ -25,6 +25,7 @@ from vit_jax.checkpoint import (
 RETRY_SECONDS = (1, 5, 30)
 # How long the loop waits for the save before; then it goes on without this one.
 PATIENCE_SECONDS = 60
+_BRIEF_SECONDS = 5
 
 
 class Preempted(Exception):  # noqa: N818  (not an error)
@@ -95,8 +96,9 @@ class Manager:
         self.wait()
       elif self._write is not None:
         # Other processes may not come here: nothing is agreed on any more.
-        if not isinstance(error, KeyboardInterrupt):
-          self._write.finish(PATIENCE_SECONDS)
+        # A notebook may go on after Ctrl-C, in the same folder.
+        is_interrupt = isinstance(error, KeyboardInterrupt)
+        self._write.finish(_BRIEF_SECONDS if is_interrupt else PATIENCE_SECONDS)
         self._write.give_up.set()
     finally:
       self._notice.__exit__(kind, error, traceback)
