@@ -97,8 +97,8 @@ class Manager:
       elif self._write is not None:
         # Other processes may not come here: nothing is agreed on any more.
         # A notebook may go on after Ctrl-C, in the same folder.
-        is_interrupt = isinstance(error, KeyboardInterrupt)
-        self._write.finish(_BRIEF_SECONDS if is_interrupt else PATIENCE_SECONDS)
+        is_brief = isinstance(error, KeyboardInterrupt)
+        self._write.finish(_BRIEF_SECONDS if is_brief else PATIENCE_SECONDS)
         self._write.give_up.set()
     finally:
       self._notice.__exit__(kind, error, traceback)
@@ -117,9 +117,7 @@ class Manager:
       OSError: if a store does not say which there are.
     """
     self._target = jax.tree.map(
-      lambda leaf, sharding: jax.ShapeDtypeStruct(
-        leaf.shape, leaf.dtype, sharding=sharding
-      ),
+      lambda leaf, sharding: leaf.update(sharding=sharding),
       self._shapes,
       layout,
     )
