@@ -76,6 +76,16 @@ def tiny_config():
   return c
 
 
+@pytest.fixture(scope='module')
+def compile_once(tmp_path_factory):
+  """Lets all processes of a module share what one has compiled."""
+  with pytest.MonkeyPatch.context() as patch:
+    cache = tmp_path_factory.mktemp('compiled')
+    patch.setenv('JAX_COMPILATION_CACHE_DIR', str(cache))
+    patch.setenv('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.5')
+    yield
+
+
 @pytest.fixture
 def make_mesh():
   """Returns a function from sizes to a mesh over as many devices."""

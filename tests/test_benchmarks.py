@@ -1,11 +1,9 @@
 """The benchmarks run, and their JSON lines have what is promised."""
 
 import json
-import os
 import pathlib
-import subprocess
-import sys
 
+import process_runner
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -13,14 +11,8 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 def run(name, *flags):
   """Returns the JSON line of a benchmark, run with the least of work."""
-  env = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
-  result = subprocess.run(
-    [sys.executable, '-m', f'benchmarks.{name}', *flags],
-    cwd=ROOT,
-    env=env | {'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'},
-    capture_output=True,
-    text=True,
-    check=False,
+  result = process_runner.run(
+    '-m', f'benchmarks.{name}', *flags, JAX_DISABLE_MOST_OPTIMIZATIONS='1'
   )
   assert result.returncode == 0, result.stderr
   (line,) = result.stdout.splitlines()

@@ -8,6 +8,7 @@ import sys
 import time
 from importlib import metadata
 
+import process_runner
 import pytest
 
 from vit_jax.doctor import __main__ as doctor
@@ -20,15 +21,8 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 def run(*args, **environment):
   """Runs the command; an environment variable that is None is unset."""
-  env = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'} | environment
-  return subprocess.run(
-    [sys.executable, '-m', 'vit_jax.doctor', *args],
-    env={k: v for k, v in env.items() if v is not None},
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-    check=False,
-    timeout=200,
+  return process_runner.run(
+    '-m', 'vit_jax.doctor', *args, timeout=200, **environment
   )
 
 

@@ -3,62 +3,24 @@
 import contextlib
 import json
 import os
-import pathlib
 import signal
-import subprocess
-import sys
 import time
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import process_runner
 import pytest
 
-ROOT = pathlib.Path(__file__).parent.parent
+pytestmark = pytest.mark.usefixtures('compile_once')
+
 STEPS = 240
 TINY_RUN = [
-  '--config=configs/digits.py',
-  '--config.total_epochs=None',
-  f'--config.total_steps={STEPS}',
+  *process_runner.tiny_run(STEPS),
   '--config.log_every=20',
-  '--config.model.hidden_size=16',
-  '--config.model.mlp_dim=32',
-  '--config.model.depth=2',
-  '--config.model.dropout=0.1',
-  '--config.step.ema_decay=0.9',
-  '--config.optimizer.warmup_steps=10',
   '--config.checkpoint.every=20',
   '--config.evals.test.every=100',
 ]
-
-
-@pytest.fixture(scope='module', autouse=True)
-def compile_once(tmp_path_factory):
-  """Lets all processes share what one has compiled."""
-  with pytest.MonkeyPatch.context() as patch:
-    cache = tmp_path_factory.mktemp('compiled')
-    patch.setenv('JAX_COMPILATION_CACHE_DIR', str(cache))
-    patch.setenv('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.5')
-    yield
-
-
-@contextlib.contextmanager
-def start(*args):
-  """Starts the program as a user would: on the devices that there are."""
-  env = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
-  process = subprocess.Popen(
-    [sys.executable, '-m', 'vit_jax.main', *args],
-    cwd=ROOT,
-    env=env,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-  )
-  try:
-    yield process
-  finally:
-    process.kill()
-    process.communicate()
 
 
 def finish(process):
@@ -115,7 +77,7 @@ def result(workdir):
 def straight(tmp_path_factory):
   """The workdir of a run that nothing stops, and what it printed."""
   workdir = tmp_path_factory.mktemp('straight')
-  with start(*TINY_RUN, f'--workdir={workdir}') as process:
+  with process_runner.training(*TINY_RUN, f'--workdir={workdir}') as process:
     out, err = finish(process)
   assert process.returncode == 0, err
   return workdir, out
@@ -132,19 +94,20 @@ def test_a_run_ends_with_the_accuracy_and_what_to_do_next(straight):
 
 def test_stopped_runs_end_as_if_they_had_not_been(straight, tmp_path):
   run = [*TINY_RUN, f'--workdir={tmp_path}']
-  with start(*run) as process:
+  with process_runner.training(*run) as process:
     wait_for(process, lambda: is_saving(tmp_path, after=30))
     process.send_signal(signal.SIGKILL)
     process.wait()
 
   done = last_step(tmp_path)
-  with start(*run) as process:  # continues, and is killed between two saves
+  # It continues, and is killed between two saves.
+  with process_runner.training(*run) as process:
     wait_for(process, lambda: last_step(tmp_path) >= done + 40)
     process.send_signal(signal.SIGKILL)
     process.wait()
 
   done = last_step(tmp_path)
-  with start(*run) as process:
+  with process_runner.training(*run) as process:
     wait_for(process, lambda: last_step(tmp_path) >= done + 40)
     process.send_signal(signal.SIGTERM)
     out, err = finish(process)
@@ -154,7 +117,7 @@ def test_stopped_runs_end_as_if_they_had_not_been(straight, tmp_path):
   assert done < step < STEPS
   assert f'Stopped by SIGTERM after step {step}. The state is saved in' in out
 
-  with start(*run) as process:
+  with process_runner.training(*run) as process:
     out, err = finish(process)
   assert process.returncode == 0, err
   assert f'images, from step {step} to step {STEPS} on' in out
@@ -194,7 +157,7 @@ def test_stopped_runs_end_as_if_they_had_not_been(straight, tmp_path):
   ],
 )
 def test_mistakes_end_in_one_line(tmp_path, args, message):
-  with start(
+  with process_runner.training(
     '--config=configs/digits.py', f'--workdir={tmp_path}/run', *args
   ) as process:
     out, err = finish(process)
@@ -205,7 +168,7 @@ def test_mistakes_end_in_one_line(tmp_path, args, message):
 
 
 def test_help_is_about_this_program():
-  with start('--help') as process:
+  with process_runner.training('--help') as process:
     out, _ = finish(process)
   assert 'Every field of the config is a flag' in out
   assert '--workdir: Folder of the run' in out

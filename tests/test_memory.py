@@ -1,13 +1,11 @@
 """Estimates of memory by hand, and what a run that does not fit is told."""
 
-import os
 import re
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import process_runner
 import pytest
 
 from configs import common
@@ -293,17 +291,7 @@ with memory.explain_exhaustion(c, data, topology.devices):
 @pytest.mark.slow
 def test_the_tpu_compilers_verdict_is_explained():
   pytest.importorskip('libtpu')
-  env = dict(
-    os.environ, JAX_PLATFORMS='cpu', TPU_SKIP_MDS_QUERY='1',
-    ALLOW_MULTIPLE_LIBTPU_LOAD='1',
-  )  # fmt: skip
-  result = subprocess.run(
-    [sys.executable, '-c', TOO_BIG],
-    env=env,
-    capture_output=True,
-    text=True,
-    check=False,
-  )
+  result = process_runner.run('-c', TOO_BIG, **process_runner.FOR_TPUS)
   assert 'OutOfMemoryError: The train step does not fit' in result.stderr
   assert re.search(r'memory. Ran out .*G\) exceeds .*15.48G', result.stderr)
   assert savings(result.stderr)['--config.model.remat=dots'] > 5

@@ -58,3 +58,11 @@ def test_of_many_choices_the_nearest_are_shown():
   ) as e:
     names.lookup(table, 'vit_x', 'checkpoint')
   assert len(str(e.value)) < 200
+
+
+def test_flatten_joins_names_with_dots():
+  tree = {'seed': 0, 'mesh': {'data': -1, 'more': {'a': None}}, 'evals': {}}
+  assert names.flatten(tree) == {
+    'seed': 0, 'mesh.data': -1, 'mesh.more.a': None, 'evals': {},
+  }  # fmt: skip
+  assert names.flatten({'seed': 0}, 'config.') == {'config.seed': 0}

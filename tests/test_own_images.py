@@ -1,12 +1,10 @@
 """Fine-tuning on a folder of one's own images, from the commands alone."""
 
 import json
-import os
 import pathlib
-import subprocess
-import sys
 
 import numpy as np
+import process_runner
 import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
@@ -52,15 +50,7 @@ def photos(tmp_path_factory):
 
 
 def run(module, *args):
-  env = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
-  return subprocess.run(
-    [sys.executable, '-m', f'vit_jax.{module}', *map(str, args)],
-    cwd=ROOT,
-    env=env,
-    capture_output=True,
-    text=True,
-    check=False,
-  )
+  return process_runner.run('-m', f'vit_jax.{module}', *args)
 
 
 def _lines(workdir):

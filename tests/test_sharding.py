@@ -1,11 +1,9 @@
 import json
-import os
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import process_runner
 import pytest
 from jax.sharding import PartitionSpec
 
@@ -81,17 +79,7 @@ print(json.dumps(found))
 def on_two_slices():
   """Meshes over two slices of eight TPUs that only exist as a description."""
   pytest.importorskip('libtpu')
-  env = dict(
-    os.environ, JAX_PLATFORMS='cpu', TPU_SKIP_MDS_QUERY='1',
-    ALLOW_MULTIPLE_LIBTPU_LOAD='1',
-  )  # fmt: skip
-  result = subprocess.run(
-    [sys.executable, '-c', SLICES],
-    env=env,
-    capture_output=True,
-    text=True,
-    check=False,
-  )
+  result = process_runner.run('-c', SLICES, **process_runner.FOR_TPUS)
   assert result.returncode == 0, result.stderr
   return json.loads(result.stdout.splitlines()[-1])
 

@@ -7,7 +7,7 @@ import re
 import sys
 import traceback
 
-from absl import flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 CONFIG_HELP = (
@@ -42,6 +42,24 @@ def parse_flags(argv):
       + (f' (did you mean {guess[1]!r}?)' if guess else '')
       + '; configs/common.py lists all fields.'
     )
+
+
+def only_flags(argv):
+  """Raises `app.UsageError` if there are words that are no flags."""
+  if len(argv) > 1:
+    raise app.UsageError(f'{argv[1]!r} is not a flag; flags start with --.')
+
+
+def be_brief(level=logging.WARNING):
+  """Logs nothing below an absl level, unless --verbosity was given."""
+  if not flags.FLAGS['verbosity'].present:
+    logging.set_verbosity(level)
+
+
+def print_any_name():
+  """Lets names of files be printed that are no text: they may be any bytes."""
+  for stream in (sys.stdout, sys.stderr):
+    stream.reconfigure(errors='backslashreplace')
 
 
 def config_file():

@@ -17,7 +17,7 @@ import os
 import pathlib
 import sys
 
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
 
 from vit_jax import command_line
@@ -55,10 +55,8 @@ _LOST_TIMEOUT = flags.DEFINE_float(
 
 def main(argv):
   """Runs `train.train`; ends with what to do next, or what was wrong."""
-  if len(argv) > 1:
-    raise app.UsageError(f'{argv[1]!r} is not a flag; flags start with --.')
-  if not flags.FLAGS['verbosity'].present:
-    logging.set_verbosity(logging.WARNING)
+  command_line.only_flags(argv)
+  command_line.be_brief()
   # Flags are read by now: no use waiting for JAX to learn of a typo.
   from vit_jax import processes
 

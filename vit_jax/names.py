@@ -77,6 +77,21 @@ def check_fields(section, field, required, optional=()):
     raise ValueError(f'{field} lacks {", ".join(missing)}.')
 
 
+def flatten(tree, prefix=''):
+  """Returns nested dicts as one dict, from names like 'model.depth' to values.
+
+  Args:
+    tree: dict of dicts; an empty one is a value.
+    prefix: what all names start with, such as 'config.'.
+  """
+  if not isinstance(tree, dict) or not tree:
+    return {prefix[:-1]: tree}
+  flat = {}
+  for name, value in tree.items():
+    flat |= flatten(value, f'{prefix}{name}.')
+  return flat
+
+
 def leaf_names(tree):
   """Returns the tree with each leaf replaced by its '/'-joined path."""
   return jax.tree_util.tree_map_with_path(lambda path, _: join(path), tree)

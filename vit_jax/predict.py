@@ -22,7 +22,7 @@ import sys
 
 import jax
 import numpy as np
-from absl import app, flags, logging
+from absl import app, flags
 
 from vit_jax import command_line, models
 from vit_jax.data import images, preprocess, tf
@@ -52,10 +52,8 @@ _BAR_WIDTH = 20
 
 def main(argv):
   """Prints what is in images."""
-  if not flags.FLAGS['verbosity'].present:
-    logging.set_verbosity(logging.WARNING)
-  for stream in (sys.stdout, sys.stderr):
-    stream.reconfigure(errors='backslashreplace')  # names may be any bytes
+  command_line.be_brief()
+  command_line.print_any_name()
   paths = images.find(argv[1:])
   first = next(paths, None)
   if first is None:

@@ -1,8 +1,6 @@
-import os
 import pathlib
-import subprocess
-import sys
 
+import process_runner
 import pytest
 
 from configs import common
@@ -140,15 +138,7 @@ def test_training_images():
 
 
 def run(*flags):
-  env = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
-  return subprocess.run(
-    [sys.executable, '-m', 'vit_jax.analysis.compute', *flags],
-    cwd=ROOT,
-    env=env,
-    capture_output=True,
-    text=True,
-    check=False,
-  )
+  return process_runner.run('-m', 'vit_jax.analysis.compute', *flags)
 
 
 def test_command():

@@ -339,6 +339,20 @@ def test_a_full_disk_does_not_stop_training(tmp_path, layout):
   assert_same_bits(restore(tmp_path, layout)[0], noise(53))
 
 
+def fail_twice(monkeypatch):
+  """Lets the next two writes fail; returns a list that gets their steps."""
+  start, failures = writing.Write._start, []
+
+  def fail(self, state):
+    if len(failures) < 2:
+      failures.append(self.step)
+      raise OSError(28, 'No space left on device')
+    return start(self, state)
+
+  monkeypatch.setattr(writing.Write, '_start', fail)
+  return failures
+
+
 def test_the_last_save_is_tried_again_in_place(tmp_path, layout, monkeypatch):
   monkeypatch.setattr(checkpoint, 'RETRY_SECONDS', (0, 0))
   with (
@@ -354,16 +368,7 @@ def test_the_last_save_is_tried_again_in_place(tmp_path, layout, monkeypatch):
   assert_same_bits(restore(tmp_path, layout)[0], noise(1))
 
   # With room again, the last try succeeds.
-  failures = []
-  start = writing.Write._start
-
-  def fail_twice(self, state):
-    if len(failures) < 2:
-      failures.append(self.step)
-      raise OSError(28, 'No space left on device')
-    return start(self, state)
-
-  monkeypatch.setattr(writing.Write, '_start', fail_twice)
+  failures = fail_twice(monkeypatch)
   with open_noise(tmp_path) as checkpoints:
     checkpoints.save(2, noise(2))
   assert failures == [2, 2]
@@ -372,15 +377,8 @@ def test_the_last_save_is_tried_again_in_place(tmp_path, layout, monkeypatch):
 
 def test_who_waits_is_told_of_each_try(tmp_path, monkeypatch):
   monkeypatch.setattr(checkpoint, 'RETRY_SECONDS', (0, 0.1))
-  start, failures, said = writing.Write._start, [], []
-
-  def fail_twice(self, state):
-    if len(failures) < 2:
-      failures.append(self.step)
-      raise OSError(28, 'No space left on device')
-    return start(self, state)
-
-  monkeypatch.setattr(writing.Write, '_start', fail_twice)
+  fail_twice(monkeypatch)
+  said = []
   with open_noise(tmp_path) as checkpoints:
     checkpoints.save(2, noise(2))
     with pytest.raises(checkpoint.Preempted):

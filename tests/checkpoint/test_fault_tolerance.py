@@ -1,18 +1,12 @@
 """Real processes that are killed, stopped, or fail alone."""
 
-import json
 import os
-import pathlib
 import re
 import signal
-import socket
-import subprocess
-import sys
 import time
 
+import process_runner
 import pytest
-
-ROOT = pathlib.Path(__file__).parents[2]
 
 # A loop of steps that multiply, as one of several processes. FAULT is run
 # first: it breaks what it likes. Prints one JSON object.
@@ -64,40 +58,19 @@ print(json.dumps({
 
 
 def start(count, workdir, last=12, faults=('', '', '', '')):
-  """Starts the processes, of 4 devices together."""
-  with socket.socket() as free:
-    free.bind(('127.0.0.1', 0))
-    address = f'127.0.0.1:{free.getsockname()[1]}'
-  flag = f'--xla_force_host_platform_device_count={4 // count}'
-  processes = []
-  for number in range(count):
-    args = (address, number, count, workdir, last)
-    process = subprocess.Popen(
-      [sys.executable, '-c', PROCESS, *map(str, args), faults[number]],
-      cwd=ROOT,
-      env=os.environ | {'XLA_FLAGS': flag},
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      text=True,
-    )
-    processes.append(process)
-  return processes
-
-
-def finish(processes):
-  """Returns what each of them printed."""
-  try:
-    outputs = [process.communicate(timeout=150) for process in processes]
-  finally:
-    for process in processes:
-      process.kill()
-  for process, (_, errors) in zip(processes, outputs, strict=True):
-    assert process.returncode == 0, errors
-  return [json.loads(out.splitlines()[-1]) for out, _ in outputs]
+  """Starts the processes, of 4 devices together, as a context."""
+  address = process_runner.free_address()
+  commands = [
+    ['-c', PROCESS, address, number, count, workdir, last, faults[number]]
+    for number in range(count)
+  ]
+  return process_runner.started(commands, devices=4 // count)
 
 
 def run(count, workdir, **kwargs):
-  return finish(start(count, workdir, **kwargs))
+  """Returns what each of them printed."""
+  with start(count, workdir, **kwargs) as processes:
+    return process_runner.results(processes, timeout=150)
 
 
 def steps(workdir):
@@ -201,15 +174,15 @@ files.read_state = fail
 @pytest.mark.slow
 @pytest.mark.parametrize(('name', 'number'), [('SIGTERM', 1), ('SIGINT', 0)])
 def test_a_signal_to_one_process_stops_all(tmp_path, name, number):
-  processes = start(2, tmp_path, last=100_000)
-  for process in processes:
-    assert process.stdout.readline() == 'ready\n', process.communicate()
-  deadline = time.monotonic() + 60
-  while not (tmp_path / 'checkpoints' / '8').is_dir():
-    assert time.monotonic() < deadline
-    time.sleep(0.05)
-  processes[number].send_signal(getattr(signal, name))
-  one, other = finish(processes)
+  with start(2, tmp_path, last=100_000) as processes:
+    for process in processes:
+      assert process.stdout.readline() == 'ready\n', process.communicate()
+    deadline = time.monotonic() + 60
+    while not (tmp_path / 'checkpoints' / '8').is_dir():
+      assert time.monotonic() < deadline
+      time.sleep(0.05)
+    processes[number].send_signal(getattr(signal, name))
+    one, other = process_runner.results(processes, timeout=150)
   assert one['step'] == other['step']
   step = one['step']
   for found in (one, other):

@@ -2,58 +2,38 @@
 
 import json
 import os
-import pathlib
 import random
 import re
 import signal
-import subprocess
-import sys
 import time
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import process_runner
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[2]
 STEPS, KILLS = 600, 20
 # What differs from one run to another.
 TIMES = re.compile(r'images_per_second|mfu|second|goodput')
 
 
-def command(workdir):
-  return [
-    sys.executable, '-m', 'vit_jax.main',
-    '--config=configs/digits.py',
-    f'--workdir={workdir}',
-    '--config.total_epochs=None',
-    f'--config.total_steps={STEPS}',
+def begin(workdir):
+  return process_runner.training(
+    *process_runner.tiny_run(STEPS),
     '--config.log_every=10',
-    '--config.model.hidden_size=16',
-    '--config.model.mlp_dim=32',
-    '--config.model.depth=2',
-    '--config.model.dropout=0.1',
-    '--config.step.ema_decay=0.9',
-    '--config.optimizer.warmup_steps=10',
     '--config.checkpoint.every=10',
     '--config.evals.test.every=100',
-  ]  # fmt: skip
-
-
-def begin(workdir, cache):
-  env = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
-  env |= {
-    'JAX_COMPILATION_CACHE_DIR': str(cache),
-    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.2',
-  }
-  return subprocess.Popen(
-    command(workdir),
-    cwd=ROOT,
-    env=env,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.STDOUT,
-    text=True,
+    f'--workdir={workdir}',
   )
+
+
+def finish(workdir):
+  """Returns what a run prints that nothing stops."""
+  with begin(workdir) as process:
+    out, err = process.communicate(timeout=400)
+  assert process.returncode == 0, err
+  return out + err
 
 
 def count_lines(workdir):
@@ -85,9 +65,9 @@ def kill_at_random(process, workdir, rng):
     time.sleep(0.0005)
   time.sleep(rng.uniform(0, 0.01))
   process.send_signal(signal.SIGKILL)
-  out, _ = process.communicate()
+  output = process.communicate()
   # Not the exit status of a process that had ended before.
-  assert process.returncode == -signal.SIGKILL, out
+  assert process.returncode == -signal.SIGKILL, output
   return where
 
 
@@ -103,21 +83,17 @@ def result(workdir):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures('compile_once')
 def test_twenty_kills_change_no_bit(tmp_path):
   rng = random.Random(0)
   straight, killed = tmp_path / 'straight', tmp_path / 'killed'
-  process = begin(straight, tmp_path / 'compiled')
-  out, _ = process.communicate(timeout=400)
-  assert process.returncode == 0, out
-  places = [
-    kill_at_random(begin(killed, tmp_path / 'compiled'), killed, rng)
-    for _ in range(KILLS)
-  ]
+  finish(straight)
+  places = []
+  for _ in range(KILLS):
+    with begin(killed) as process:
+      places.append(kill_at_random(process, killed, rng))
   assert min(map(places.count, ('start', 'save', 'loop'))) >= 2, places
-  process = begin(killed, tmp_path / 'compiled')
-  out, _ = process.communicate(timeout=400)
-  assert process.returncode == 0, out
-  assert 'damaged' not in out
+  assert 'damaged' not in finish(killed)
   (state, lines), (expected, expected_lines) = result(killed), result(straight)
   assert lines == expected_lines
   jax.tree.map(np.testing.assert_array_equal, state, expected)

@@ -1,12 +1,10 @@
 """The command, as a user runs it, and its table on numbers made up."""
 
 import json
-import os
 import pathlib
 import re
-import subprocess
-import sys
 
+import process_runner
 import pytest
 
 from benchmarks import scaling_table
@@ -72,15 +70,7 @@ def test_the_table_of_what_does_not_fit():
 
 
 def command(*args):
-  env = {k: v for k, v in os.environ.items() if k not in ('XLA_FLAGS',)}
-  return subprocess.run(
-    [sys.executable, '-m', 'vit_jax.compile_ahead', *args],
-    cwd=ROOT,
-    env=env,
-    capture_output=True,
-    text=True,
-    check=False,
-  )
+  return process_runner.run('-m', 'vit_jax.compile_ahead', *args)
 
 
 TINY = (

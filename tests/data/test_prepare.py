@@ -9,6 +9,7 @@ import tarfile
 import time
 
 import numpy as np
+import process_runner
 import pytest
 from array_record.python import array_record_module
 from etils import epath
@@ -592,13 +593,7 @@ def test_the_command(tmp_path):
   folder = make_folder(tmp_path / 'photos', 4)
 
   def run(*args):
-    return subprocess.run(
-      [sys.executable, '-m', 'vit_jax.data.prepare', *args],
-      cwd=ROOT,
-      capture_output=True,
-      text=True,
-      check=False,
-    )
+    return process_runner.run('-m', 'vit_jax.data.prepare', *args)
 
   done = run(f'{folder}/', '--check=header')
   assert done.returncode == 0, done.stderr

@@ -2,13 +2,9 @@
 
 import hashlib
 import io
-import json
-import os
-import socket
-import subprocess
-import sys
 
 import numpy as np
+import process_runner
 import pytest
 from PIL import Image
 
@@ -72,28 +68,10 @@ def folder(tmp_path_factory):
 
 def run(folder, count):
   """Returns what all processes of a run have, joined and sorted by row."""
-  with socket.socket() as free:
-    free.bind(('127.0.0.1', 0))
-    address = f'127.0.0.1:{free.getsockname()[1]}'
-  flag = f'--xla_force_host_platform_device_count={4 // count}'
-  processes = [
-    subprocess.Popen(
-      [sys.executable, '-c', PROCESS, address, str(number), str(count), folder],
-      env=os.environ | {'XLA_FLAGS': flag},
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      text=True,
-    )
-    for number in range(count)
-  ]
-  try:
-    outputs = [process.communicate(timeout=300) for process in processes]
-  finally:
-    for process in processes:
-      process.kill()
-  for process, (_, errors) in zip(processes, outputs, strict=True):
-    assert process.returncode == 0, errors
-  found = [json.loads(text.splitlines()[-1]) for text, _ in outputs]
+  address = process_runner.free_address()
+  commands = [['-c', PROCESS, address, i, count, folder] for i in range(count)]
+  with process_runner.started(commands, devices=4 // count) as processes:
+    found = process_runner.results(processes, timeout=300)
   assert all(f['bad'] == found[0]['bad'] for f in found)
   joined = {name: found[0][name] for name in ('bad', 'eval_bad')}
   for part in ('near', 'far', 'eval'):

@@ -5,7 +5,6 @@ clients reach it through a proxy that can fail, see `flaky_proxy`.
 """
 
 import contextlib
-import os
 import pathlib
 import socket
 import subprocess
@@ -78,31 +77,3 @@ def proxy(running_proxy):
 def folder(proxy):
   """An `epath.Path` in the bucket that is empty."""
   return storage.path(f'gs://bucket/{uuid.uuid4().hex[:12]}')
-
-
-@pytest.fixture
-def command(proxy, tmp_path_factory):
-  """Returns a function that starts `python -m MODULE ARGS...`, a context."""
-  env = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
-  env['JAX_COMPILATION_CACHE_DIR'] = str(
-    tmp_path_factory.getbasetemp() / 'compiled'
-  )
-  env['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.5'
-
-  @contextlib.contextmanager
-  def start(module, *args):
-    process = subprocess.Popen(
-      [sys.executable, '-m', module, *map(str, args)],
-      cwd=ROOT,
-      env=env,
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      text=True,
-    )
-    try:
-      yield process
-    finally:
-      process.kill()
-      process.communicate()
-
-  return start

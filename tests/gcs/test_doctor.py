@@ -1,10 +1,8 @@
 """The doctor's look at a bucket, as a process of its own."""
 
-import os
 import pathlib
-import subprocess
-import sys
 
+import process_runner
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -12,14 +10,8 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 def probe(workdir):
   """Returns the doctor's finding on a folder: (exit code, its last lines)."""
-  result = subprocess.run(
-    [sys.executable, '-m', 'vit_jax.doctor', f'--workdir={workdir}'],
-    env={k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'},
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-    check=False,
-    timeout=200,
+  result = process_runner.run(
+    '-m', 'vit_jax.doctor', f'--workdir={workdir}', timeout=200
   )
   found = result.stdout.partition(' workdir ')[2]
   return result.returncode, ' '.join(found.split())

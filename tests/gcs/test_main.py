@@ -11,25 +11,20 @@ import time
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import process_runner
 import pytest
 from etils import epath
 from gcs.flaky_proxy import Fault
 
 from vit_jax import weights
 
+pytestmark = pytest.mark.usefixtures('compile_once')
+
 STEPS = 80
 TINY_RUN = [
-  '--config=configs/digits.py',
-  '--config.total_epochs=None',
-  f'--config.total_steps={STEPS}',
+  *process_runner.tiny_run(STEPS),
   '--config.log_every=20',
-  '--config.model.hidden_size=16',
-  '--config.model.mlp_dim=32',
-  '--config.model.depth=2',
   '--config.model.unroll=2',
-  '--config.model.dropout=0.1',
-  '--config.step.ema_decay=0.9',
-  '--config.optimizer.warmup_steps=10',
   '--config.checkpoint.every=20',
   '--config.evals.test.every=40',
 ]
@@ -75,15 +70,14 @@ def finish(process):
 
 
 @pytest.mark.slow
-def test_a_run_in_a_bucket_is_that_of_a_disk(command, folder, proxy, tmp_path):
-  with command(
-    'vit_jax.main', *TINY_RUN, f'--workdir={tmp_path}/run'
-  ) as process:
+def test_a_run_in_a_bucket_is_that_of_a_disk(folder, proxy, tmp_path):
+  run = [*TINY_RUN, f'--workdir={tmp_path}/run']
+  with process_runner.training(*run) as process:
     finish(process)
 
   run = [*TINY_RUN, f'--workdir={folder}']
   proxy.faults.extend(FAULTS)
-  with command('vit_jax.main', *run) as process:
+  with process_runner.training(*run) as process:
     # Killed while it writes the third checkpoint.
     deadline = time.monotonic() + 120
     while not any(
@@ -98,7 +92,7 @@ def test_a_run_in_a_bucket_is_that_of_a_disk(command, folder, proxy, tmp_path):
   # Metrics are copied in the background: it may lack the last before a kill.
   copied = {line['step'] for line in metrics(folder)}
 
-  with command('vit_jax.main', *run) as process:
+  with process_runner.training(*run) as process:
     out = finish(process)
   assert 'images, from step 40 to step 80' in out
   assert f'Everything is in {folder}: checkpoints/' in out
@@ -130,15 +124,14 @@ def test_a_run_in_a_bucket_is_that_of_a_disk(command, folder, proxy, tmp_path):
 
 
 @pytest.mark.slow
-def test_mistakes_end_in_one_line(command, folder, proxy):
+def test_mistakes_end_in_one_line(folder, proxy):
   for fault, workdir, message in (
     (None, 'gs://other/run', "there is no bucket 'other'; correct the name"),
     (Fault(401), folder, 'gcloud auth application-default login'),
   ):
     proxy.faults[:] = [fault] if fault else []
-    with command(
-      'vit_jax.main', *TINY_RUN, f'--workdir={os.fspath(workdir)}'
-    ) as process:
+    run = [*TINY_RUN, f'--workdir={os.fspath(workdir)}']
+    with process_runner.training(*run) as process:
       _, err = process.communicate(timeout=120)
     assert process.returncode == 1
     assert f'Error: --workdir={os.fspath(workdir)}: ' in err

@@ -20,7 +20,7 @@ def test_processes_that_do_not_agree_say_in_what(tmp_path):
   with (other / 'vit_jax' / 'flops.py').open('a') as file:
     file.write('# Changed.\n')
   workdir = f'--workdir={tmp_path}/run'
-  commands = process_runner.training(3, *TINY_RUN, workdir)
+  commands = process_runner.commands(3, *TINY_RUN, workdir)
   commands[2].append('--config.seed=7')
   cwds = [process_runner.ROOT, other, process_runner.ROOT]
   with process_runner.started(commands, cwds=cwds) as running:

@@ -13,34 +13,17 @@ import orbax.checkpoint as ocp
 import process_runner
 import pytest
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('compile_once')]
 
 HOST = socket.gethostname()
 STEPS = 30
 TINY_RUN = [
-  '--config=configs/digits.py',
-  '--config.total_epochs=None',
-  f'--config.total_steps={STEPS}',
+  *process_runner.tiny_run(STEPS),
   '--config.log_every=5',
-  '--config.model.hidden_size=16',
-  '--config.model.mlp_dim=32',
-  '--config.model.depth=2',
-  '--config.model.dropout=0.1',
   '--config.train.batch_size=32',
-  '--config.optimizer.warmup_steps=10',
   '--config.checkpoint.every=5',
   '--config.evals.test.every=15',
 ]
-
-
-@pytest.fixture(scope='module', autouse=True)
-def compile_once(tmp_path_factory):
-  """Lets all processes share what one has compiled."""
-  with pytest.MonkeyPatch.context() as patch:
-    cache = tmp_path_factory.mktemp('compiled')
-    patch.setenv('JAX_COMPILATION_CACHE_DIR', str(cache))
-    patch.setenv('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.5')
-    yield
 
 
 def metrics(workdir):
@@ -64,7 +47,7 @@ def final_state(workdir):
 
 def train(num, workdir):
   """Trains in `num` processes, on 4 devices in all."""
-  commands = process_runner.training(num, *TINY_RUN, f'--workdir={workdir}')
+  commands = process_runner.commands(num, *TINY_RUN, f'--workdir={workdir}')
   with process_runner.started(commands, devices=4 // num) as running:
     codes, outs, errors = process_runner.finish(running)
   assert codes == [0] * num, errors
@@ -125,7 +108,7 @@ def wait_for_checkpoint(workdir, step, running):
 def test_a_killed_process_stops_the_run_and_another_number_goes_on(
   alone, tmp_path
 ):
-  commands = process_runner.training(2, *TINY_RUN, f'--workdir={tmp_path}')
+  commands = process_runner.commands(2, *TINY_RUN, f'--workdir={tmp_path}')
   with process_runner.started(commands, devices=2) as running:
     wait_for_checkpoint(tmp_path, 10, running)
     # The one that writes, and that the other hears of the end from.

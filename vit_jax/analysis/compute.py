@@ -16,7 +16,7 @@ import sys
 from typing import NamedTuple
 
 import jax
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
 
 from vit_jax import chips, command_line, flops, models
@@ -252,11 +252,9 @@ def report_table_6():
 
 def main(argv):
   """Prints what the flags ask for."""
-  if len(argv) > 1:
-    raise app.UsageError(f'{argv[1]!r} is not a flag; flags start with --.')
+  command_line.only_flags(argv)
+  command_line.be_brief()
   given = flags.FLAGS
-  if not given['verbosity'].present:
-    logging.set_verbosity(logging.WARNING)
   with command_line.one_line_errors():
     if given.table6:
       lines = report_table_6()

@@ -11,7 +11,7 @@ import shutil
 
 import jax
 
-from vit_jax import storage
+from vit_jax import names, storage
 from vit_jax.checkpoint import files
 
 # Fields that a run may change when it goes on: they say where and how it runs,
@@ -128,7 +128,7 @@ def _check_data(old, new, workdir):
 
 
 def _check_same(old, new, workdir):
-  old, new = _flatten(old), _flatten(new)
+  old, new = names.flatten(old), names.flatten(new)
   different = [
     f'\n  config.{name}: {old.get(name, "absent")!r} there, '
     f'{new.get(name, "absent")!r} now'
@@ -142,15 +142,6 @@ def _check_same(old, new, workdir):
       f'{"".join(different)}\n'
       'Use another --workdir for this one, or take these changes back.'
     )
-
-
-def _flatten(tree, prefix=''):
-  if not isinstance(tree, dict) or not tree:
-    return {prefix[:-1]: tree}
-  flat = {}
-  for name, value in tree.items():
-    flat |= _flatten(value, f'{prefix}{name}.')
-  return flat
 
 
 def _check_space(workdir, shapes, missing):

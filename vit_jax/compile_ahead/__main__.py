@@ -17,7 +17,7 @@ import json
 import pathlib
 
 import jax
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
 
 from vit_jax import command_line
@@ -169,11 +169,9 @@ def run(
 
 def main(argv):
   """Prints what the flags ask for."""
-  if len(argv) > 1:
-    raise app.UsageError(f'{argv[1]!r} is not a flag; flags start with --.')
+  command_line.only_flags(argv)
+  command_line.be_brief()
   given = flags.FLAGS
-  if not given['verbosity'].present:
-    logging.set_verbosity(logging.WARNING)
   command_line.config_file()
   # Nothing runs, so no accelerator of this machine is taken.
   jax.config.update('jax_platforms', 'cpu')

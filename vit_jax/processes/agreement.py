@@ -13,7 +13,7 @@ import time
 
 import jax
 
-from vit_jax import processes
+from vit_jax import names, processes
 
 _PACKAGES = (
   'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'tensorflow',
@@ -72,7 +72,7 @@ def facts(config, workdir):
     config: dict of the config.
     workdir: the run's folder as it was given.
   """
-  found = _flatten(config, 'config.')
+  found = names.flatten(config, 'config.')
   for name in _PACKAGES:
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
       found[f'version of {name}'] = importlib.metadata.version(name)
@@ -135,12 +135,3 @@ def _code():
     digest.update(f'{path.relative_to(folder)}\n'.encode())
     digest.update(path.read_bytes())
   return digest.hexdigest()[:12]
-
-
-def _flatten(tree, prefix=''):
-  if not isinstance(tree, dict) or not tree:
-    return {prefix[:-1]: tree}
-  flat = {}
-  for name, value in tree.items():
-    flat |= _flatten(value, f'{prefix}{name}.')
-  return flat

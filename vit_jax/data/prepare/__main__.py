@@ -71,10 +71,8 @@ _ALL = flags.DEFINE_bool(
 
 def main(argv):
   """Does what the command line says."""
-  if not flags.FLAGS['verbosity'].present:
-    logging.set_verbosity(logging.ERROR)  # TFDS tells of all it looks at
-  for stream in (sys.stdout, sys.stderr):
-    stream.reconfigure(errors='backslashreplace')  # names may be any bytes
+  command_line.be_brief(logging.ERROR)  # TFDS tells of all it looks at
+  command_line.print_any_name()
   if len(argv) != 2:
     sys.exit(
       'Error: name one data set, or the path of one: `python -m '
