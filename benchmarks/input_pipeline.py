@@ -72,7 +72,11 @@ def main(argv):
   )
   chains = {'project': project(jpegs), 'reference': reference(jpegs)}
   if importlib.util.find_spec('torch'):
-    chains['torch'] = torch_loader(jpegs)
+    from benchmarks import torch_loader
+
+    chains['torch'] = torch_loader.batches(
+      jpegs, _SIZE.value, _BATCH_SIZE.value
+    )
   for batches in chains.values():
     timed(batches, _BATCHES.value)  # tf.data's AUTOTUNE needs a start
   rss = rss_bytes()
@@ -209,57 +213,6 @@ def reference(jpegs):
   examples = tf.data.Dataset.from_tensor_slices(jpegs).repeat().enumerate()
   images = examples.map(make, tf.data.AUTOTUNE, deterministic=True)
   return images.batch(_BATCH_SIZE.value).prefetch(2).as_numpy_iterator()
-
-
-class _PillowJpegs:
-  """A map-style data set of torch, by Pillow.
-
-  It does what PyTorch's ImageNet example does: RandomResizedCrop, random flip,
-  ToTensor, Normalize.
-  """
-
-  def __init__(self, jpegs, size):
-    import torch
-
-    self._jpegs, self._size = jpegs, size
-    self._mean = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
-    self._std = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
-
-  def __len__(self):
-    return 2**31
-
-  def __getitem__(self, index):
-    import torch
-
-    rng = np.random.default_rng(index)
-    image = Image.open(io.BytesIO(self._jpegs[index % len(self._jpegs)]))
-    image = image.convert('RGB')
-    while True:  # as torchvision's RandomResizedCrop
-      area = image.width * image.height * rng.uniform(0.05, 1)
-      aspect = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
-      w, h = round((area * aspect) ** 0.5), round((area / aspect) ** 0.5)
-      if 0 < w <= image.width and 0 < h <= image.height:
-        break
-    x, y = rng.integers(image.width - w + 1), rng.integers(image.height - h + 1)
-    image = image.crop((x, y, x + w, y + h))
-    image = image.resize((self._size, self._size), Image.Resampling.BILINEAR)
-    if rng.random() < 0.5:
-      image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
-    return pixels.float().div_(255).sub_(self._mean).div_(self._std)
-
-
-def torch_loader(jpegs):
-  """Yields batches of a DataLoader, float tensors, for ever."""
-  import torch
-
-  loader = torch.utils.data.DataLoader(
-    _PillowJpegs(jpegs, _SIZE.value),
-    batch_size=_BATCH_SIZE.value,
-    num_workers=2,
-    multiprocessing_context='forkserver',  # threads are running
-  )
-  return iter(loader)
 
 
 def timed(batches, count):

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import time
@@ -20,7 +21,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 
 def run(*args, **environment):
-  """Runs the command; an environment variable that is None is unset."""
+  """Runs the command, as `process_runner.run` does."""
   return process_runner.run(
     '-m', 'vit_jax.doctor', *args, timeout=200, **environment
   )
@@ -32,7 +33,7 @@ def test_a_good_machine(tmp_path):
   folder.mkdir()
   result = run(
     '--require=cpu', '--num_devices=3', f'--workdir={folder}',
-    f'--json={report}', XLA_FLAGS='--xla_force_host_platform_device_count=3',
+    f'--json={report}', devices=3,
   )  # fmt: skip
   assert result.returncode == 0, result.stdout + result.stderr
   assert f'ok    python       {sys.version.split()[0]}' in result.stdout
@@ -51,6 +52,38 @@ def test_a_tpu_is_required_where_the_cpu_is_asked_for():
   assert 'JAX_PLATFORMS=cpu hides it' in result.stdout
   assert '-> unset JAX_PLATFORMS' in result.stdout
   assert '1 FAIL' in result.stdout
+  # Without --workdir it is about the folder that runs have by default.
+  assert re.search(
+    rf'\n(ok  |warn)  workdir      {workdir.DEFAULT} can be', result.stdout
+  )
+  assert 'ok    gcs          access to Google Cloud Storage was' in (
+    result.stdout
+  )
+
+
+def test_the_default_folder_is_that_of_a_run():
+  source = (ROOT / 'vit_jax' / 'main.py').read_text()
+  assert f"f'{workdir.DEFAULT}/{{name}}'" in source
+
+
+@pytest.mark.parametrize('folder', ['gs://bucket/run', 'here', ''])
+def test_a_store_that_was_not_asked_is_no_secret(folder, monkeypatch):
+  class Answer:
+    def __init__(self, *args):
+      asked.append(args)
+
+    def result(self, timeout):
+      return CPU | {'seconds': 0.1, 'free': 30e9}, ''
+
+  asked = []
+  monkeypatch.setattr(doctor, 'Probe', Answer)
+  found = {f.name: f for f in doctor.examine(folder=folder)}
+  assert asked[-1][-1] == (folder or 'runs')
+  assert found['workdir'].status == OK
+  if folder.startswith('gs://'):
+    assert 'gcs' not in found
+  else:
+    assert '--workdir=gs://BUCKET/run checks it' in found['gcs'].text
 
 
 def test_a_platform_that_does_not_exist():
@@ -82,6 +115,25 @@ def test_the_machines_of_a_cluster_have_to_be_checked_together():
   text = ' '.join(result.stdout.split())
   assert 'FAIL devices JAX did not start: it ended with exit code' in text
   assert 'did not find each other within 8 s' in text
+
+
+def test_a_report_that_cannot_be_written_is_said_first(tmp_path, monkeypatch):
+  monkeypatch.setattr(doctor, 'examine', None)
+  path = tmp_path / 'missing' / 'x'
+  with pytest.raises(SystemExit) as error:
+    doctor.main([f'--json={path}'])
+  assert str(error.value) == (
+    f'Error: --json={path}: No such file or directory; give a file in a folder '
+    'that exists and can be written.'
+  )
+
+  def stopped(*args):
+    assert not (tmp_path / 'x').exists()
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(doctor, 'examine', stopped)
+  with pytest.raises(KeyboardInterrupt):
+    doctor.main([f'--json={tmp_path}/x'])
 
 
 def test_its_start_is_quick():

@@ -1,5 +1,3 @@
-import types
-
 import jax
 import numpy as np
 import pytest
@@ -47,34 +45,3 @@ def test_unknown_sections_are_explained(tiny_config):
     tiny_config.sharing = {}
   with pytest.raises(ValueError, match="did you mean 'sharding'"):
     experiment.checked(tiny_config)
-
-
-def mesh_of(kind):
-  device = types.SimpleNamespace(device_kind=kind)
-  return types.SimpleNamespace(devices=np.array([[device]]))
-
-
-@pytest.mark.parametrize('known', [True, False])
-def test_options_that_a_compiler_does_not_know_are_left_out(known):
-  asked = []
-
-  class Lowered:
-    def compile(self, options=None):
-      asked.append(options)
-      if options and not known:
-        raise jax.errors.JaxRuntimeError("No such compile option: 'xla_x'")
-      return 'compiled'
-
-  assert experiment.compiled(Lowered(), mesh_of('TPU v5p')) == 'compiled'
-  assert [bool(options) for options in asked] == [True] + [False] * (not known)
-  assert experiment.compiled(Lowered(), mesh_of('cpu')) == 'compiled'
-  assert asked[-1] is None
-
-
-def test_other_errors_of_the_compiler_pass():
-  class Lowered:
-    def compile(self, options=None):
-      raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: no')
-
-  with pytest.raises(jax.errors.JaxRuntimeError, match='EXHAUSTED'):
-    experiment.compiled(Lowered(), mesh_of('TPU v3'))

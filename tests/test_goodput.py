@@ -109,6 +109,19 @@ def test_what_was_lost_counts_as_restart():
   assert sum(seconds.values()) == 40  # all the time since the beginning
 
 
+def test_a_run_that_had_ended_lost_nothing():
+  clock_time = Time()
+  first = goodput.Clock(clock_time, clock_time)
+  clock_time.seconds += 10
+  saved = first.scalars()
+  clock_time.seconds += 60
+  second = goodput.Clock(clock_time, clock_time)
+  clock_time.seconds += 2
+  second.resume(saved, had_ended=True)
+  seconds = second.seconds()
+  assert (seconds['start'], seconds['restart']) == (12, 0)
+
+
 def test_an_error_ends_what_is_counted():
   clock_time = Time()
   clock = goodput.Clock(clock_time, clock_time)

@@ -292,6 +292,6 @@ with memory.explain_exhaustion(c, data, topology.devices):
 def test_the_tpu_compilers_verdict_is_explained():
   pytest.importorskip('libtpu')
   result = process_runner.run('-c', TOO_BIG, **process_runner.FOR_TPUS)
-  assert 'OutOfMemoryError: The train step does not fit' in result.stderr
+  assert 'OutOfMemoryError: Training does not fit' in result.stderr
   assert re.search(r'memory. Ran out .*G\) exceeds .*15.48G', result.stderr)
   assert savings(result.stderr)['--config.model.remat=dots'] > 5

@@ -72,6 +72,19 @@ def test_a_resumed_run_drops_what_is_done_again(tmp_path):
   ]
 
 
+def test_a_resumed_run_goes_on_from_the_last_goodput_of_its_step(tmp_path):
+  with writer(tmp_path) as w:
+    assert w.goodput is None
+    for step, share in ((1, 0.1), (2, 0.2), (2, 0.3), (3, 0.4)):
+      w.scalars(step, 'goodput', {'step': share, 'seconds': 10 * share})
+  with writer(tmp_path, first_step=2) as w:
+    assert w.goodput == {'step': 0.3, 'seconds': 3}
+  # Else runs that were stopped often would have more lines than others.
+  assert [x['goodput/step'] for x in lines(tmp_path)] == [0.1, 0.3]
+  with writer(tmp_path, first_step=5) as w:
+    assert w.goodput is None
+
+
 def test_a_line_that_lost_its_end_does_not_spoil_the_next(tmp_path):
   (tmp_path / 'metrics.jsonl').write_text('{"step": 1, "train/loss": 2.0}')
   with writer(tmp_path, first_step=1) as w:

@@ -40,12 +40,17 @@ def read_metrics(workdir):
   return [json.loads(line) for line in lines]
 
 
+def seconds_by_cause(line):
+  total = line['goodput/seconds']
+  return {cause: line[f'goodput/{cause}'] * total for cause in goodput.CAUSES}
+
+
 def test_train_from_python(tiny_config, tmp_path, capsys):
   tiny_config.step.ema_decay = 0.5
   state = train.train(tiny_config, tmp_path)
   assert state.step == 4
   lines = read_metrics(tmp_path)
-  assert [line['step'] for line in lines] == [1, 2, 3, 4, 4, 4]
+  assert [line['step'] for line in lines] == [1, 2, 3, 4, 4, 4, 4]
   assert set(lines[3]) >= {
     'step', 'train/loss', 'train/accuracy', 'train/learning_rate',
     'train/gradient_norm', 'train/images_per_second',
@@ -53,17 +58,29 @@ def test_train_from_python(tiny_config, tmp_path, capsys):
   parts = [lines[4][f'goodput/{cause}'] for cause in goodput.CAUSES]
   assert sum(parts) == pytest.approx(1)
   assert lines[4]['goodput/compile'] > 0.01
-  assert set(lines[5]) == {'step', 'test/accuracy', 'test/loss'}
+  assert set(lines[6]) == {'step', 'test/accuracy', 'test/loss'}
+  # The last goodput has what came after the save that the first was written at.
+  begun, ended = map(seconds_by_cause, lines[4:6])
+  assert begun['evaluation'] == begun['checkpoint'] == 0
+  assert ended['evaluation'] > 0.01
+  assert ended['checkpoint'] > 0
   assert list((tmp_path / 'tensorboard').glob('events*'))
   assert (tmp_path / 'checkpoints' / '4').is_dir()
   out = capsys.readouterr().out
-  assert f'test accuracy {lines[5]["test/accuracy"]:.2%}' in out
+  assert f'test accuracy {lines[6]["test/accuracy"]:.2%}' in out
   assert f'Everything is in {tmp_path}' in out
 
   # Run again, a finished run is evaluated again, to the same numbers.
   again = train.train(tiny_config, tmp_path)
   jax.tree.map(np.testing.assert_array_equal, again, state)
-  assert read_metrics(tmp_path) == lines
+  *before, goodput_again, evaluated = read_metrics(tmp_path)
+  assert before == [*lines[:4], lines[5]]
+  assert evaluated == lines[6]
+  # It had lost nothing meanwhile.
+  assert goodput_again['goodput/restart'] == 0
+  again = seconds_by_cause(goodput_again)
+  assert again['compile'] == pytest.approx(ended['compile'])
+  assert again['evaluation'] > ended['evaluation']
 
 
 def test_a_signal_between_two_questions_is_saved_for(
@@ -101,11 +118,13 @@ def test_an_evaluation_that_was_interrupted_is_done_again(
   assert names == [
     (1, 'train/update_norm'),
     (2, 'train/update_norm'),
-    (2, 'step'),  # goodput
+    (2, 'step'),  # goodput, when it was saved
+    (2, 'step'),  # and evaluated
     (2, 'test/loss'),
     (3, 'train/update_norm'),
     (4, 'train/update_norm'),
-    (4, 'step'),  # goodput
+    (4, 'step'),
+    (4, 'step'),
     (4, 'test/loss'),
   ]
 
@@ -131,11 +150,21 @@ def test_a_signal_during_an_evaluation_is_saved_for_at_once(
     train.train(tiny_config, tmp_path)
   assert seen == [0, 1, 2]  # of 23
   assert [p.name for p in (tmp_path / 'checkpoints').iterdir()] == ['3']
+  stopped = read_metrics(tmp_path)[-1]
   # Begun again, it does that evaluation first.
   monkeypatch.setattr(pipeline.EvalData, 'batches', batches)
   assert train.train(tiny_config, tmp_path).step == 9
-  steps = [x['step'] for x in read_metrics(tmp_path) if 'test/loss' in x]
+  lines = read_metrics(tmp_path)
+  steps = [x['step'] for x in lines if 'test/loss' in x]
   assert steps == [3, 6, 9]
+  # Its goodput goes on from where the first process had stopped.
+  before, after = map(seconds_by_cause, (stopped, lines[-2]))
+  assert before['restart'] == 0 < after['restart']
+  assert all(after[cause] >= before[cause] for cause in goodput.CAUSES)
+  wall = lines[-2]['goodput/unix_time'] - stopped['goodput/unix_time']
+  assert sum(after.values()) == pytest.approx(
+    sum(before.values()) + wall, abs=0.1
+  )
 
 
 def test_steps_are_traced_and_waits_for_input_counted(
@@ -156,7 +185,7 @@ def test_steps_are_traced_and_waits_for_input_counted(
   assert 'Traced 2 steps' in capsys.readouterr().out
   profiles = tmp_path / 'tensorboard' / 'plugins' / 'profile'
   assert list(profiles.glob('*/*.xplane.pb'))
-  (line,) = (x for x in read_metrics(tmp_path) if 'goodput/input' in x)
+  *_, line = (x for x in read_metrics(tmp_path) if 'goodput/input' in x)
   # All but the wait that a step of a few milliseconds hides.
   assert line['goodput/input'] * line['goodput/seconds'] > 0.4
 
@@ -172,7 +201,7 @@ def test_zero_steps_just_evaluate(tiny_config, tmp_path):
   tiny_config.total_steps = 0
   tiny_config.optimizer.warmup_steps = 10_000
   train.train(tiny_config, tmp_path)
-  (line,) = read_metrics(tmp_path)
+  _, line = read_metrics(tmp_path)  # after goodput
   # The head starts at zero: all classes are equal.
   assert line['test/loss'] == pytest.approx(np.log(10), rel=1e-5)
 

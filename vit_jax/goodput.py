@@ -1,7 +1,7 @@
 """Goodput: the share of a run's wall time that went into its steps.
 
 The clock always counts for exactly one cause, so that the parts add up to the
-whole. What a run that was stopped had done since its last checkpoint is lost:
+whole. What a run that was killed had done since its last checkpoint is lost:
 when it goes on, that time, and the time until it was started again, count as
 `restart`.
 """
@@ -75,16 +75,18 @@ class Clock:
     shares = {cause: spent / total for cause, spent in seconds.items()}
     return shares | dict(seconds=total, unix_time=self._now())
 
-  def resume(self, scalars):
+  def resume(self, scalars, had_ended=False):
     """Adds what earlier processes spent on the run.
 
     Args:
-      scalars: what `scalars` was when the state was saved that the run goes on
-        from. All time since then, up to this clock's start, was lost.
+      scalars: what `scalars` was last, at the state that the run goes on from.
+        All time since then, up to this clock's start, was lost.
+      had_ended: whether there was nothing left to do; then nothing was lost.
     """
     for cause in CAUSES:
       self._seconds[cause] += scalars[cause] * scalars['seconds']
-    self._seconds['restart'] += max(self._began - scalars['unix_time'], 0.0)
+    if not had_ended:
+      self._seconds['restart'] += max(self._began - scalars['unix_time'], 0.0)
 
 
 class Completion:

@@ -14,8 +14,8 @@ import jax
 from jax.extend import core
 
 from vit_jax import chips, experiment, layouts, sharding
+from vit_jax.models import layers
 
-_REMAT = ('none', 'dots', 'full')
 _FSDP = {'replicate': 'fsdp', 'tensor': 'fsdp_tensor'}
 _LEAST_SAVING = 0.02  # of all, to be worth a line
 # What runs short of other things, such as a store's quota, has the same code.
@@ -192,7 +192,7 @@ def explain_exhaustion(config, data, devices=None, evaluation=''):
         f'Lower {field}={size}; the results stay the same.',
       )
     else:
-      what, remedy = 'The train step', advice(config, data, devices)
+      what, remedy = 'Training', advice(config, data, devices)
     raise OutOfMemoryError(
       f'{what} does not fit into memory. {_summary(error)}\n{remedy}'
     ) from error
@@ -244,7 +244,8 @@ def advice(config, data, devices=None):
 def _changes(config):
   """Yields (changed fields, remark), cheapest first."""
   remat = config.model.get('remat', 'full')
-  for policy in _REMAT[_REMAT.index(remat) + 1 :]:
+  policies = list(layers.REMAT_POLICIES)
+  for policy in policies[policies.index(remat) + 1 :]:
     yield {'model.remat': policy}, '; computes more'
   for factor in (2, 4):
     steps = config.step.accum_steps * factor

@@ -24,8 +24,8 @@ class Writer:
   """Writes scalars; a context that leaves the files closed and whole.
 
   Attributes:
-    goodput: what was written of it when the state was saved that the run goes
-      on from; None if nothing was.
+    goodput: what was written of it last, at the step that the run goes on
+      from; None if nothing was.
   """
 
   def __init__(
@@ -253,25 +253,30 @@ def _drop_what_is_redone(path, first_step):
   """Rewrites a metrics file up to what a run does after `first_step`.
 
   Returns:
-    The scalars of goodput that were written when that state was saved, or None.
+    The last scalars of goodput at that step, or None.
   """
   if not path.exists():
     return None
   text = path.read_text()
   lines = [(line, _parse(line)) for line in text.splitlines()]
+  goodput = None
+  for _, values in lines:
+    if values and values['step'] == first_step and 'goodput/step' in values:
+      goodput = values
   kept = ''.join(
-    line + '\n' for line, values in lines if _is_kept(values, first_step)
+    line + '\n'
+    for line, values in lines
+    if _is_kept(values, first_step, goodput)
   )
   if kept != text:
     partial = path.with_name('metrics.jsonl.partial')
     partial.write_text(kept)
     partial.replace(path)
-  for _, values in reversed(lines):
-    if values and values['step'] == first_step and 'goodput/step' in values:
-      return {
-        name.removeprefix('goodput/'): value for name, value in values.items()
-      } | {'step': values['goodput/step']}
-  return None
+  if goodput is None:
+    return None
+  return {
+    name.removeprefix('goodput/'): value for name, value in goodput.items()
+  } | {'step': goodput['goodput/step']}
 
 
 def _parse(line):
@@ -284,9 +289,10 @@ def _parse(line):
   return values
 
 
-def _is_kept(values, first_step):
+def _is_kept(values, first_step, goodput):
   if values is None or values['step'] > first_step:
     return False
-  # Evaluations of that step are done again.
-  is_of_loop = 'train/loss' in values or 'goodput/step' in values
+  # Evaluations of that step are done again. Its last goodput has all that those
+  # before it had.
+  is_of_loop = 'train/loss' in values or values is goodput
   return values['step'] < first_step or is_of_loop

@@ -81,6 +81,8 @@ def train(config, workdir):
     ),
   )
   agreement.check_shared(workdir)
+  if jax.process_index() == 0:  # before anything can run out of it
+    print(_memory(config, parts, mesh), flush=True)
   rng = jax.random.key(config.seed)
   with (
     checkpoints,
@@ -105,12 +107,10 @@ def train(config, workdir):
       workdir, B, total_steps, first_step, peak_seconds
     ) as writer:
       if writer.goodput:
-        clock.resume(writer.goodput)
+        clock.resume(writer.goodput, had_ended=first_step >= total_steps)
       writer.say(*checkpoints.news())
       headline = _headline(parts.model, state, mesh, data, total_steps)
-      kind = mesh.devices.flat[0].device_kind
-      estimate = memory.estimate(parts, mesh, config.step.accum_steps)
-      writer.say(headline + loaded, memory.describe(estimate, kind))
+      writer.say(headline + loaded)
 
       def save(step):
         writer.scalars(step, 'goodput', clock.scalars())
@@ -143,6 +143,7 @@ def train(config, workdir):
             )
           if values is None:
             return True
+          writer.scalars(step, 'goodput', clock.scalars())
           writer.scalars(step, evaluation.name, values)
         return False
 
@@ -211,10 +212,13 @@ def dry_run(config):
   mesh = experiment.call(sharding.make_mesh, config, 'mesh')
   data = described.describe(mesh, config.seed, **config.train)
   parts = experiment.build(config, mesh, data)
-  estimate = memory.estimate(parts, mesh, config.step.accum_steps)
   table = layouts.table(parts.shapes, parts.layout)
-  kind = mesh.devices.flat[0].device_kind
-  return f'{table}\n{memory.describe(estimate, kind)}\n'
+  return f'{table}\n{_memory(config, parts, mesh)}\n'
+
+
+def _memory(config, parts, mesh):
+  estimate = memory.estimate(parts, mesh, config.step.accum_steps)
+  return memory.describe(estimate, mesh.devices.flat[0].device_kind)
 
 
 def _next_batch(batches, done, clock):

@@ -310,6 +310,8 @@ def full_disk():
 
 def wait_for_part(checkpoints):
   checkpoints._write.join()
+  # Where a write fails, the others that Orbax has begun go on for a moment.
+  time.sleep(0.2)
 
 
 def test_a_full_disk_does_not_stop_training(tmp_path, layout):
@@ -351,6 +353,13 @@ def fail_twice(monkeypatch):
 
   monkeypatch.setattr(writing.Write, '_start', fail)
   return failures
+
+
+def test_a_save_removes_what_a_failed_one_has_left_since(tmp_path):
+  with open_noise(tmp_path) as checkpoints:
+    (tmp_path / 'checkpoints' / '1.partial').mkdir()
+    checkpoints.save(2, noise(2))
+  assert os.listdir(tmp_path / 'checkpoints') == ['2']
 
 
 def test_the_last_save_is_tried_again_in_place(tmp_path, layout, monkeypatch):

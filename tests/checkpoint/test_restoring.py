@@ -76,6 +76,14 @@ def test_what_is_damaged_twice_is_set_aside(restore, fail, tmp_path):
   assert names == ['1', 'damaged-2']
 
 
+def test_running_out_of_memory_is_no_fault_of_the_files(restore, fail):
+  text = 'RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes.'
+  fail(jax.errors.JaxRuntimeError(text), times=1)
+  # As it is, so that the advice on what saves memory is given.
+  with pytest.raises(jax.errors.JaxRuntimeError, match=text):
+    restore()
+
+
 @pytest.mark.parametrize(
   'error',
   [

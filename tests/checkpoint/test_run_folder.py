@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -74,6 +75,7 @@ def test_where_and_how_a_run_goes_on_may_change(tmp_path):
     'evals': {},
     'model': CONFIG['model'] | {'remat': 'full'},
     'train': {'max_bad_share': 0.5},
+    'step': {'accum_steps': 2},
   }
   manager(tmp_path, changed)
   written = json.loads((tmp_path / 'config.json').read_text())
@@ -118,6 +120,24 @@ def test_a_full_disk_is_explained_before_anything_is_written(tmp_path):
   with pytest.raises(ValueError, match=r'GB free, but 4 more checkpoints of 4'):
     manager(tmp_path / 'run', shapes=shapes, keep=3)
   assert not (tmp_path / 'run').exists()
+
+
+def test_what_a_killed_run_has_left_makes_room_for_it(tmp_path, monkeypatch):
+  save_one(tmp_path)
+  leftover = tmp_path / 'checkpoints' / '2.partial'
+  leftover.mkdir()
+
+  def usage(folder):
+    return 10**9, 0, 0 if leftover.exists() else 10**9
+
+  monkeypatch.setattr(shutil, 'disk_usage', usage)
+  manager(tmp_path)
+  assert os.listdir(tmp_path / 'checkpoints') == ['1']
+  # Not before it is known whose run it is.
+  leftover.mkdir()
+  with pytest.raises(ValueError, match='the run of another config'):
+    manager(tmp_path, CONFIG | {'seed': 1})
+  assert leftover.exists()
 
 
 def test_a_damaged_checkpoint_does_not_say_whose_run_it_is(tmp_path):

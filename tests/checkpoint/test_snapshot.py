@@ -67,5 +67,10 @@ def test_an_accelerator_without_room_gets_no_copy():
   state = leaf_on(Device(free=500))
   assert snapshot.Snapshot().take(state) == (state, False)
   with mock.patch.object(jnp, 'copy', lambda leaf: ('copy', leaf)):
-    state = leaf_on(Device(free=700))
-    assert snapshot.Snapshot().take(state) == (('copy', state), True)
+    device, copies = Device(free=700), snapshot.Snapshot()
+    state = leaf_on(device)
+    assert copies.take(state) == (('copy', state), True)
+    device._stats['peak_bytes_in_use'] += 400  # that copy
+    assert copies.take(state) == (('copy', state), True)
+    device._stats['peak_bytes_in_use'] += 200  # an evaluation since
+    assert copies.take(state) == (state, False)

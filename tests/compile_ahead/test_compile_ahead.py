@@ -3,6 +3,7 @@
 import json
 import pathlib
 import re
+from types import SimpleNamespace
 
 import process_runner
 import pytest
@@ -109,6 +110,10 @@ def test_a_recipe_is_compiled(tmp_path):
       "Error: config.model.remat='much' is unknown",
       marks=pytest.mark.slow,
     ),
+    (
+      ('--topology=v3:2x2', '--out=missing/x.json'),
+      'Error: --out=missing/x.json: No such file or directory; give a file in',
+    ),
     ((), 'Flag --topology must have a value'),
   ],
 )
@@ -146,6 +151,38 @@ def test_what_is_known_is_saved_before_the_evaluations(
       tiny_config, 'v3:4x8', say=lambda text: None, save=saved.append
     )
   assert [result['peak_bytes'] for result in saved] == [3 * GIB]
+
+
+def test_a_search_that_ends_early_has_saved_its_tries(tiny_config, monkeypatch):
+  class Forecast:
+    mesh = SimpleNamespace(size=4)
+
+    def __init__(self, config, *args):
+      if config.model.remat != 'none':
+        raise ValueError('it cannot be compiled')
+
+    def train_memory(self):
+      return {'fits': False, 'hbm_share': 1.5}
+
+  monkeypatch.setattr(compile_ahead.forecast, 'Forecast', Forecast)
+  saved = []
+  with pytest.raises(ValueError, match='cannot be compiled'):
+    compile_ahead.run(
+      tiny_config, 'v3:2x2', find=True, say=lambda line: None,
+      save=saved.append,
+    )  # fmt: skip
+  assert [t['hbm_share'] for t in saved[-1]['tries']] == [1.5]
+
+
+def test_out_is_left_as_it_was_until_there_is_a_result(tmp_path):
+  new, old = tmp_path / 'new', tmp_path / 'old'
+  old.write_text('{}')
+  for path in (new, old):
+    compile_ahead._check_out(str(path))
+  assert not new.exists()
+  assert old.read_text() == '{}'
+  with pytest.raises(ValueError, match='Is a directory; give a file'):
+    compile_ahead._check_out(str(tmp_path))
 
 
 def test_the_document_has_all_rows():

@@ -48,6 +48,18 @@ def test_the_cheapest_remat_and_the_largest_batch(tiny_config):
   assert tiny_config.train.batch_size == 4 * 128  # the caller's is untouched
 
 
+def test_all_tries_so_far_are_saved(tiny_config):
+  tiny_config.train.batch_size = 4 * 128
+  make, calls = machine(0.1, COSTS)
+  saved = []
+  result = search.search(
+    make, tiny_config, lambda line: None, save=lambda r: saved.append(str(r))
+  )
+  assert len(saved) == len(calls)
+  for number, text in enumerate(saved, 1):
+    assert text == str({'tries': result['tries'][:number]})
+
+
 def test_a_policy_that_barely_fits_is_not_cheap_enough(tiny_config):
   tiny_config.train.batch_size = 4 * 85
   make, _ = machine(0.1, COSTS)  # 0.95 without remat

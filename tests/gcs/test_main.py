@@ -124,6 +124,29 @@ def test_a_run_in_a_bucket_is_that_of_a_disk(folder, proxy, tmp_path):
 
 
 @pytest.mark.slow
+def test_two_processes_write_one_checkpoint_in_a_bucket(
+  folder, proxy, tmp_path
+):
+  run = [*TINY_RUN, '--config.sharding.params=fsdp']
+  local = process_runner.commands(2, *run, f'--workdir={tmp_path}/run')
+  proxy.faults.extend(FAULTS)
+  remote = process_runner.commands(2, *run, f'--workdir={folder}')
+  for commands in (local, remote):
+    with process_runner.started(commands, devices=1) as running:
+      codes, outs, errors = process_runner.finish(running)
+    assert codes == [0, 0], errors
+  assert f'Everything is in {folder}: checkpoints/' in outs[0]
+  # The reports of each process's part are gone, and no part is missing.
+  last = folder / 'checkpoints' / str(STEPS)
+  assert sorted(path.name for path in last.iterdir()) == [
+    'checksums', 'commit_success.txt', 'config', 'inputs', 'state',
+  ]  # fmt: skip
+  expected = weights.load_checkpoint(tmp_path / 'run')
+  found = weights.load_checkpoint(folder)
+  jax.tree.map(np.testing.assert_array_equal, found.params, expected.params)
+
+
+@pytest.mark.slow
 def test_mistakes_end_in_one_line(folder, proxy):
   for fault, workdir, message in (
     (None, 'gs://other/run', "there is no bucket 'other'; correct the name"),

@@ -59,7 +59,7 @@ class Manager:
     Raises:
       ValueError: on numbers below 1; if the folder holds the run of another
         config (with the fields that differ), cannot be written, or has no room.
-        Nothing in it is changed then.
+        No checkpoint in it is changed then.
     """
     for name, value in dict(every=every, keep=keep).items():
       if value < 1:
@@ -82,9 +82,6 @@ class Manager:
     run_folder.open_folder(
       self.workdir, config, self._items['inputs'], shapes, keep
     )
-    if jax.process_index() == 0:
-      with storage.errors(self._directory, 'written'):
-        files.remove_leftovers(self._directory)
 
   def __enter__(self):
     self._notice.__enter__()

@@ -29,6 +29,7 @@ def latest(directory, target):
   Raises:
     ValueError: if there are checkpoints but none is whole, if one cannot be
       read for now, or is another model's. Nothing is renamed then.
+    jax.errors.JaxRuntimeError: if the state does not fit into memory.
     OSError: if a store does not say which there are.
   """
   folders, damaged = [], {}
@@ -73,7 +74,9 @@ def _read(folder, target):
   except files.DamagedError as error:
     problem = f'damaged|{error}'
   except Exception as error:
-    if isinstance(error, ValueError) and not files.is_unreadable(error):
+    if _is_of_memory(error):
+      problem = f'memory|{error}'
+    elif isinstance(error, ValueError) and not files.is_unreadable(error):
       problem = f'other|{error}'
     else:
       problem = f'unreadable|{files.in_short(error)}'
@@ -87,6 +90,8 @@ def _read(folder, target):
   kind, _, reason = problems[number].partition('|')
   if kind == 'other':
     raise ValueError(reason)
+  if kind == 'memory':
+    raise jax.errors.JaxRuntimeError(reason)
   if len(problems) > 1:
     reason = f'process {number}: {reason}'
   if kind == 'unreadable':
@@ -94,6 +99,13 @@ def _read(folder, target):
       f'{folder} cannot be read now ({reason}); try again when that is mended.'
     )
   return None, reason, False
+
+
+def _is_of_memory(error):
+  # A store that has no quota left uses the same word, in a ValueError.
+  return isinstance(error, jax.errors.JaxRuntimeError) and (
+    'RESOURCE_EXHAUSTED' in str(error)
+  )
 
 
 def _compare(found, saved):

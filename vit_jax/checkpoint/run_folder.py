@@ -15,10 +15,11 @@ from vit_jax import names, storage
 from vit_jax.checkpoint import files
 
 # Fields that a run may change when it goes on: they say where and how it runs,
-# not what it computes.
+# not what it computes (but for the order of sums, and for other random numbers
+# in each part of a batch).
 _MAY_CHANGE = (
   r'log_every|(checkpoint|evals|mesh|profile|sharding|watchdog)(\..*)?'
-  r'|model\.(unroll|remat)|train\.max_bad_share'
+  r'|model\.(unroll|remat)|step\.accum_steps|train\.max_bad_share'
 )
 _CLASSES = 'classes.txt'
 
@@ -35,7 +36,7 @@ def open_folder(workdir, config, inputs, shapes, keep):
 
   Raises:
     ValueError: if the folder holds the run of another config, cannot be
-      written, or has no room. Nothing in it is changed then.
+      written, or has no room. No checkpoint is changed then.
   """
   config_path = workdir / 'config.json'
   try:
@@ -48,12 +49,16 @@ def open_folder(workdir, config, inputs, shapes, keep):
       old = _first_readable(folders, 'inputs')
       if old is not None:
         _check_data(old, inputs, workdir)
-    _check_space(workdir, shapes, keep + 1 - len(folders))
-    (workdir / 'checkpoints').mkdir(parents=True, exist_ok=True)
     if jax.process_index() == 0:
-      _write(config_path, json.dumps(config, indent=2))
+      # Of a run that was killed while it saved: it has no use, but takes room.
+      files.remove_leftovers(workdir / 'checkpoints')
+      _check_space(workdir, shapes, keep + 1 - len(folders))
+      (workdir / 'checkpoints').mkdir(parents=True, exist_ok=True)
+      with storage.whole_file(config_path) as file:
+        file.write_text(json.dumps(config, indent=2) + '\n')
       if inputs.get('labels'):
-        _write(workdir / _CLASSES, '\n'.join(inputs['labels']))
+        with storage.whole_file(workdir / _CLASSES) as file:
+          file.write_text('\n'.join(inputs['labels']) + '\n')
   except ValueError:
     raise
   except Exception as error:  # an object store's client has kinds of its own
@@ -95,17 +100,6 @@ def _first_readable(folders, item):
     except files.DamagedError:
       continue  # restoring says so
   return None
-
-
-def _write(path, text):
-  """Writes a file that is there whole or not at all."""
-  text += '\n'
-  if storage.is_remote(path):  # an object store does so by itself
-    path.write_text(text)
-    return
-  partial = path.with_name(f'{path.name}.partial')
-  partial.write_text(text)
-  partial.replace(path)
 
 
 def _check_data(old, new, workdir):

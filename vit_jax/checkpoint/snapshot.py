@@ -57,8 +57,10 @@ class Snapshot:
         self.prepare(state)
       self._spare = self._copy(state, self._spare)
       return self._spare, True
-    if self._fits is None:  # asked once: peaks only grow
-      self._fits = min(preemption.exchange(int(_fits(state)))) == 1
+    if self._fits is not False:
+      # Peaks grow, as evaluations come; one copy is in them after the first.
+      times = _MARGIN - (self._fits is True)
+      self._fits = min(preemption.exchange(int(_fits(state, times)))) == 1
     if not self._fits:
       return state, False
     return jax.tree.map(jnp.copy, state), True
@@ -84,8 +86,8 @@ def _is_alike(state, spare):
   return len(leaves) == len(others) and all(map(same, leaves, others))
 
 
-def _fits(state):
-  """Returns whether every device of this process has room for its part."""
+def _fits(state, times):
+  """Returns whether all devices of this process have room for copies."""
   sizes = {}
   for leaf in jax.tree.leaves(state):
     for shard in leaf.addressable_shards:
@@ -94,6 +96,6 @@ def _fits(state):
   for device, size in sizes.items():
     memory = device.memory_stats() or {}
     free = memory.get('bytes_limit', 0) - memory.get('peak_bytes_in_use', 0)
-    if free < _MARGIN * size:
+    if free < times * size:
       return False
   return True

@@ -155,12 +155,9 @@ class Write:
     return started or []
 
   def _report(self, values):
-    path = self._report_path(jax.process_index())
-    path.parent.mkdir(parents=True, exist_ok=True)
     error = files.in_short(self.error) if self.error else ''
-    new = path.with_name(f'{path.name}.new')
-    new.write_text(json.dumps({'error': error, 'values': values}))
-    new.replace(path)
+    with storage.whole_file(self._report_path(jax.process_index())) as file:
+      file.write_text(json.dumps({'error': error, 'values': values}))
 
   def _report_path(self, number):
     return self._place / 'reports' / f'{self._attempt}-{number}.json'
@@ -194,6 +191,8 @@ class Write:
     else:
       self._place.rename(self._final)
     try:
+      # A write that failed may have gone on for a moment after `clean`.
+      files.remove_leftovers(self._final.parent)
       for old in files.saved(self._final.parent)[self._keep :]:
         files.remove(old)
     except Exception as error:  # this one is whole, whatever comes of others

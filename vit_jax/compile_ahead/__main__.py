@@ -149,7 +149,7 @@ def run(
     return forecast.Forecast(config, topology, num_slices)
 
   if find:
-    result = search.search(make, config, say)
+    result = search.search(make, config, say, save=save)
     save(result)
     return result
   ahead = make(config)
@@ -181,6 +181,7 @@ def main(argv):
       pathlib.Path(given.out).write_text(json.dumps(result, indent=2) + '\n')
 
   with command_line.one_line_errors():
+    _check_out(given.out)
     run(
       given.config,
       given.topology,
@@ -189,6 +190,23 @@ def main(argv):
       given.search,
       save=save,
     )
+
+
+def _check_out(name):
+  """Raises ValueError if --out cannot be written: not after minutes of work."""
+  if not name:
+    return
+  path = pathlib.Path(name)
+  try:
+    is_new = not path.exists()
+    path.open('a').close()
+  except OSError as error:
+    raise ValueError(
+      f'--out={name}: {error.strerror}; give a file in a folder that exists '
+      'and can be written.'
+    ) from None
+  if is_new:
+    path.unlink(missing_ok=True)
 
 
 if __name__ == '__main__':

@@ -3,11 +3,11 @@
 import time
 
 import jax
-import jax.numpy as jnp
 
 from vit_jax import chips, experiment, flops, layouts, names, sharding
 from vit_jax.compile_ahead import roofline, topology, traffic
 from vit_jax.data import described
+from vit_jax.evaluators import classification as evaluator
 from vit_jax.models import layers
 from vit_jax.objectives import classification
 
@@ -112,7 +112,7 @@ class Forecast:
   def _eval_step(self, images, example_loss):
     """Returns what memory the sums of `evaluators.classification` take."""
     weights, place = self.parts.shapes.weights, self.parts.layout.weights
-    params = jax.tree.map(_placed, weights, place)
+    params = sharding.placed(weights, place)
     label, B = self.parts.batch['label'], images.shape[0]
     batch = {
       'image': images,
@@ -120,22 +120,13 @@ class Forecast:
       'mask': images.update(shape=(B,), dtype='float32'),
     }
 
-    def add(sums, params, batch):
-      logits, _ = self.parts.objective.predict(params, batch['image'])
-      targets = classification.one_hot(batch['label'], logits.shape[-1])
-      values = (
-        classification.top_1(logits, targets),
-        example_loss(logits, targets),
-      )
-      return [
-        total + jnp.vdot(value, batch['mask'])
-        for total, value in zip(sums, values, strict=True)
-      ]
+    zeros, add = evaluator.make_sums(
+      self.parts.objective.predict, example_loss, self.mesh
+    )
 
     def lower():
       with sharding.activations(self.mesh):
-        step = jax.jit(add, out_shardings=sharding.replicated(self.mesh))
-        return step.lower([0.0, 0.0], params, batch)
+        return add.lower(zeros, params, batch)
 
     memory = self._compile(lower)[0]
     state, layout = self.parts.shapes, self.parts.layout
@@ -154,7 +145,7 @@ class Forecast:
     """Returns what memory a step takes, and the compiled step or None."""
     hbm, start = self.chip.hbm_bytes, time.perf_counter()
     try:
-      compiled = experiment.compiled(lower(), self.mesh)
+      compiled = lower().compile()
     except jax.errors.JaxRuntimeError as error:
       if 'RESOURCE_EXHAUSTED' not in str(error):
         raise
@@ -174,7 +165,8 @@ class Forecast:
     """Returns the FLOPs of a step, one device's part of them."""
     rng = jax.eval_shape(lambda: jax.random.key(0))
     shapes, batch = self.parts.shapes, self.parts.batch
-    step = flops.count(self.parts.train_step, shapes, batch, rng)
+    train_step = self.parts.train_step.__wrapped__  # no jit within a jit
+    step = flops.count(train_step, shapes, batch, rng)
     forward = flops.count(
       self.parts.objective.predict, shapes.params, batch['image']
     )
@@ -264,7 +256,3 @@ def _memory(compiled):
     + memory.temp_size_in_bytes
     - memory.alias_size_in_bytes,
   }
-
-
-def _placed(shape, sharding):
-  return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)

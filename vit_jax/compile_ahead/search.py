@@ -7,7 +7,7 @@ from vit_jax.models import layers
 MOST_SHARE = 0.9
 
 
-def search(make, config, say, most_tries=8):
+def search(make, config, say, most_tries=8, save=lambda result: None):
   """Returns {'remat', 'batch_size', 'batch_per_core', 'tries'}.
 
   First the remat policies, from the cheapest, at the config's batch size, until
@@ -22,6 +22,7 @@ def search(make, config, say, most_tries=8):
     config: ConfigDict with the fields of `configs/common.py`.
     say: takes a line of text on each try.
     most_tries: compilations to find the largest batch, beside the first.
+    save: takes {'tries'} after each try, which may be minutes of work.
   """
   tries = []
 
@@ -40,6 +41,7 @@ def search(make, config, say, most_tries=8):
         **memory,
       }
     )
+    save({'tries': tries})
     share = memory['hbm_share']
     say(
       f'remat {remat:4}  batch {batch_size:7,}, {batch_size / count:8,.5g} a '

@@ -5,14 +5,15 @@
 
 One line a check: ok, warn (a run may go on), FAIL (it cannot, or not as it
 should), and what to do. Nothing is changed but for one small file in --workdir,
-which is written, read and deleted. It ends even if the devices or the object
-store do not answer.
+which is written, read and deleted. Without --workdir that is runs/, where runs
+go by default. It ends even if the devices or the object store do not answer.
 
 Exit code: 0 if nothing FAILed, else 1.
 """
 
 import argparse
 import json
+import pathlib
 import sys
 import textwrap
 
@@ -28,6 +29,8 @@ _STORE_TIMEOUT = 150
 def main(argv=None):
   """Prints the report; returns the exit code."""
   args = _parse(argv)
+  if args.json:
+    _check_json(args.json)
   findings = []
   for finding in examine(
     args.require, args.num_devices, args.workdir, args.timeout
@@ -51,15 +54,16 @@ def examine(require='', num_devices=None, folder='', timeout=120):
   Args:
     require: 'tpu', 'gpu', 'cpu': where the run has to be; '' anywhere.
     num_devices: number of devices there should be, or None.
-    folder: the folder of the run; '' leaves it out.
+    folder: the folder of the run; '' is the one of runs by default.
     timeout: seconds that the devices may take to start.
   """
+  folder = folder or workdir.DEFAULT
   held = machine.check_tpu(require)  # before our own probe holds it
   nvidia = machine.check_nvidia(require)
   # What takes seconds begins first.
   # It gives up on other machines before it is ended, and then can say so.
   device_probe = Probe('vit_jax.doctor.device_probe', str(timeout / 2))
-  folder_probe = folder and Probe('vit_jax.doctor.workdir_probe', folder)
+  folder_probe = Probe('vit_jax.doctor.workdir_probe', folder)
   yield from installation.check(remote='://' in folder)
   yield from held
   yield from nvidia
@@ -69,9 +73,10 @@ def examine(require='', num_devices=None, folder='', timeout=120):
   yield machine.check_cores(result['local'] if accelerated else 0)
   yield machine.check_memory()
   yield machine.check_open_files()
-  if folder:
-    result, _ = folder_probe.result(_STORE_TIMEOUT)
-    yield workdir.judge(folder, result, _STORE_TIMEOUT)
+  result, _ = folder_probe.result(_STORE_TIMEOUT)
+  yield workdir.judge(folder, result, _STORE_TIMEOUT)
+  if not folder.startswith('gs://'):
+    yield workdir.STORE_UNCHECKED
 
 
 def _parse(argv):
@@ -94,7 +99,9 @@ def _parse(argv):
     help='FAIL unless JAX sees so many; of a TPU slice, all its devices.',
   )
   parser.add_argument(
-    '--workdir', default='', help='The folder of the run, such as gs://b/run.'
+    '--workdir',
+    default='',
+    help='The folder of the run, such as gs://b/run. By default runs/.',
   )
   parser.add_argument(
     '--timeout',
@@ -106,6 +113,21 @@ def _parse(argv):
     '--json', default='', help='A file for the report, as a list of objects.'
   )
   return parser.parse_args(argv)
+
+
+def _check_json(name):
+  """Ends the program if --json cannot be written: not after the checks."""
+  path = pathlib.Path(name)
+  try:
+    is_new = not path.exists()
+    path.open('a').close()
+  except OSError as error:
+    sys.exit(
+      f'Error: --json={name}: {error.strerror}; give a file in a folder that '
+      'exists and can be written.'
+    )
+  if is_new:
+    path.unlink(missing_ok=True)
 
 
 def _line(finding):

@@ -2,6 +2,14 @@
 
 from vit_jax.doctor.finding import FAIL, OK, WARN, Finding
 
+DEFAULT = 'runs'  # `vit_jax.main` makes runs/NAME-OF-THE-CONFIG
+STORE_UNCHECKED = Finding(
+  'gcs',
+  OK,
+  'access to Google Cloud Storage was not checked; --workdir=gs://BUCKET/run '
+  'checks it',
+)
+
 _GB = 1e9
 
 

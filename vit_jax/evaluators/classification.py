@@ -1,7 +1,5 @@
 """Accuracy and loss on a data set."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 
@@ -67,7 +65,40 @@ def build(
       f'model {logits.shape[-1]}; evaluate on a set with the same classes.'
     )
 
-  @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
+  zeros, add = make_sums(predict, example_loss, mesh)
+  # Another number of batches on one process would leave the others waiting.
+  agreement.check_same({f'{field}: number of examples': data.num_examples})
+
+  def evaluate(params, is_stopped=lambda: False):
+    sums = zeros
+    for batch in data.batches():
+      if is_stopped():
+        return None
+      sums = add(sums, params, batch)
+    count = float(sums['count'])
+    if not count:
+      raise ValueError(f'{field}: none of the examples counts; use others.')
+    means = {name: float(sums[name]) / count for name in ('accuracy', 'loss')}
+    if skip_bad:
+      means['bad_examples'] = sharding.sum_over_processes(data.num_bad)
+    return means
+
+  return evaluate
+
+
+def make_sums(predict, example_loss, mesh):
+  """Returns what an evaluation does on the devices, a batch at a time.
+
+  Args:
+    predict: (params, images) -> (logits [B, C], features).
+    example_loss: (logits [B, C], targets [B, C]) -> [B].
+    mesh: the device mesh.
+
+  Returns:
+    (sums, add): a dict of zeros, and the jitted (sums, params, batch) -> sums,
+    of a batch of 'image', 'label' and 'mask' [B], 0 for what does not count.
+  """
+
   def add(sums, params, batch):
     logits, _ = predict(params, batch['image'])
     targets = classification.one_hot(batch['label'], logits.shape[-1])
@@ -81,21 +112,9 @@ def build(
       for name, value in values.items()
     }
 
-  # Another number of batches on one process would leave the others waiting.
-  agreement.check_same({f'{field}: number of examples': data.num_examples})
-
-  def evaluate(params, is_stopped=lambda: False):
-    sums = dict.fromkeys(('accuracy', 'loss', 'count'), jnp.zeros(()))
-    for batch in data.batches():
-      if is_stopped():
-        return None
-      sums = add(sums, params, batch)
-    count = float(sums.pop('count'))
-    if not count:
-      raise ValueError(f'{field}: none of the examples counts; use others.')
-    means = {name: float(value) / count for name, value in sums.items()}
-    if skip_bad:
-      means['bad_examples'] = sharding.sum_over_processes(data.num_bad)
-    return means
-
-  return evaluate
+  zeros = dict.fromkeys(('accuracy', 'loss', 'count'), jnp.zeros(()))
+  return zeros, jax.jit(
+    add,
+    out_shardings=sharding.replicated(mesh),
+    compiler_options=sharding.compiler_options(mesh),
+  )

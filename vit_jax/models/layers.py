@@ -12,7 +12,8 @@ def _is_convolution(primitive, *args, **params):
   return primitive is jax.lax.conv_general_dilated_p
 
 
-# What the backward pass finds stored and does not compute again.
+# What the backward pass finds stored and does not compute again; from what
+# takes the most memory to what computes the most.
 REMAT_POLICIES = {
   'none': None,  # everything
   # The outputs of dense layers and convolutions, but not attention's.
