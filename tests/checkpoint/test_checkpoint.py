@@ -1,5 +1,4 @@
 import contextlib
-import gc
 import json
 import os
 import re
@@ -12,50 +11,35 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
+from checkpoint.states import (
+  CONFIG,
+  NOISE_SHAPES,
+  assert_same_bits,
+  manager,
+  noise,
+  open_noise,
+  restore,
+)
 from etils import epath
 
 from vit_jax import checkpoint, sharding
-from vit_jax.checkpoint import restoring, writing
+from vit_jax.checkpoint import writing
 
-CONFIG = {
-  'seed': 0,
-  'log_every': 10,
-  'model': {'name': 'vit', 'depth': None},
-  'sharding': {'params': [('a', ('data',))]},
-  'evals': {'test': {'every': 3}},
-}
 STATE = {'step': jnp.zeros((), jnp.int32), 'w': jnp.arange(8.0), 'none': None}
 SHAPES = jax.eval_shape(lambda: STATE)
 
 # Of Orbax's threads: where several of its reads or writes fail, some are never
 # awaited.
-pytestmark = pytest.mark.filterwarnings(
-  'ignore::pytest.PytestUnraisableExceptionWarning'
-)
-
-
-@pytest.fixture(autouse=True)
-def read_again_at_once(monkeypatch):
-  monkeypatch.setattr(restoring, 'AGAIN_SECONDS', 0)
-
-
-@pytest.fixture(autouse=True)
-def leave_nothing():
-  """Lets that be told in the test that caused it."""
-  yield
-  gc.collect()
-
-
-def manager(workdir, config=CONFIG, shapes=SHAPES, **kwargs):
-  inputs = {'image_shape': (8, 8, 3)}
-  return checkpoint.Manager(workdir, config, shapes, inputs, **kwargs)
+pytestmark = [
+  pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning'),
+  pytest.mark.usefixtures('read_again_at_once', 'leave_nothing'),
+]
 
 
 def test_saves_keep_the_last_and_describe_themselves(tmp_path, make_mesh):
   layout = sharding.layout(SHAPES, make_mesh(1))
-  with manager(tmp_path / 'run', keep=2) as checkpoints:
+  with manager(tmp_path / 'run', SHAPES, keep=2) as checkpoints:
     assert checkpoints.restore_latest(layout) is None
     for step in (1, 2, 3):
       checkpoints.save(step, STATE | {'w': STATE['w'] * step})
@@ -68,200 +52,16 @@ def test_saves_keep_the_last_and_describe_themselves(tmp_path, make_mesh):
 
   # Onto other devices: the layout is the new run's.
   layout = sharding.layout(SHAPES, make_mesh(4), [('w', ('data',))])
-  with manager(tmp_path / 'run') as checkpoints:
+  with manager(tmp_path / 'run', SHAPES) as checkpoints:
     state = checkpoints.restore_latest(layout)
   np.testing.assert_array_equal(state['w'], np.arange(8.0) * 3)
   assert state['w'].sharding == layout['w']
 
 
 def test_due(tmp_path):
-  checkpoints = manager(tmp_path, every=3)
+  checkpoints = manager(tmp_path, SHAPES, every=3)
   due = [step for step in range(1, 9) if checkpoints.due(step, 8)]
   assert due == [3, 6, 8]
-
-
-def noise(step=1):
-  """Returns a state that does not compress, of all kinds of numbers."""
-  rng = np.random.default_rng(step)
-  return {
-    'step': jnp.asarray(step, jnp.int32),
-    'w': jnp.asarray(rng.normal(size=(40, 500)), jnp.float32),
-    'half': jnp.asarray(rng.normal(size=300), jnp.bfloat16),
-    'flag': jnp.asarray(rng.integers(0, 2, 9), bool),
-    'odd': jnp.array([np.nan, -0.0, np.inf]),
-  }
-
-
-NOISE_SHAPES = jax.eval_shape(noise)
-
-
-def open_noise(workdir, **kwargs):
-  return manager(workdir, shapes=NOISE_SHAPES, **kwargs)
-
-
-def restore(workdir, layout):
-  """Returns the state and the news."""
-  with open_noise(workdir) as checkpoints:
-    return checkpoints.restore_latest(layout), checkpoints.news()
-
-
-def assert_same_bits(state, expected):
-  for name, value in expected.items():
-    assert np.asarray(state[name]).tobytes() == np.asarray(value).tobytes()
-
-
-@pytest.fixture(scope='module')
-def saved(tmp_path_factory):
-  """A run's folder with the checkpoints 1 and 2."""
-  workdir = tmp_path_factory.mktemp('saved')
-  with open_noise(workdir) as checkpoints:
-    for step in (1, 2):
-      checkpoints.save(step, noise(step))
-  return workdir
-
-
-@pytest.fixture
-def run(saved, tmp_path):
-  return shutil.copytree(saved, tmp_path / 'run')
-
-
-@pytest.fixture
-def layout(make_mesh):
-  return sharding.layout(NOISE_SHAPES, make_mesh(1))
-
-
-def files(folder):
-  return sorted(path for path in folder.glob('**/*') if path.is_file())
-
-
-def cut_all(last):
-  for path in files(last / 'state'):
-    path.write_bytes(path.read_bytes()[:10])
-
-
-def cut_largest(last):
-  path = max(files(last), key=lambda path: path.stat().st_size)
-  path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def empty_all(last):
-  for path in files(last):
-    path.write_bytes(b'')
-
-
-def remove_state(last):
-  shutil.rmtree(last / 'state')
-
-
-def remove_data(last):
-  shutil.rmtree(last / 'state' / 'd')
-
-
-def remove_item(name):
-  def damage(last):
-    shutil.rmtree(last / name)
-
-  return damage
-
-
-@pytest.mark.parametrize(
-  'damage',
-  [
-    cut_all, cut_largest, empty_all, remove_state, remove_data,
-    *map(remove_item, ('config', 'inputs', 'checksums')),
-  ],
-)  # fmt: skip
-def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
-  run, layout, damage
-):
-  damage(run / 'checkpoints' / '2')
-  state, news = restore(run, layout)
-  assert_same_bits(state, noise(1))
-  (line,) = news
-  assert 'the checkpoint of step 2 is damaged (' in line
-  assert f'It is now {run}/checkpoints/damaged-2' in line
-  # It is not in the way of the same step, and not lost.
-  with open_noise(run) as checkpoints:
-    assert checkpoints.restore_latest(layout)['step'] == 1
-    checkpoints.save(2, noise(2))
-  assert sorted(os.listdir(run / 'checkpoints')) == ['1', '2', 'damaged-2']
-  state, news = restore(run, layout)
-  assert_same_bits(state, noise(2))
-  assert news == []
-
-
-def test_a_flipped_bit_anywhere_is_found_or_harmless(run, layout):
-  """In each file, in the middle and near both ends."""
-  last = run / 'checkpoints' / '2'
-  whole = {path: path.read_bytes() for path in files(last)}
-  found = []
-  for path, data in whole.items():
-    for position in {3, len(data) // 2, len(data) - 4}:
-      if not 0 <= position < len(data):
-        continue
-      changed = bytearray(data)
-      changed[position] ^= 4
-      path.write_bytes(changed)
-      state, news = restore(run, layout)
-      is_found = bool(news)
-      assert_same_bits(state, noise(1 if is_found else 2))
-      if is_found:
-        found.append(path.relative_to(last).as_posix())
-        (run / 'checkpoints' / 'damaged-2').rename(last)
-      path.write_bytes(data)
-  for item in ('config', 'inputs', 'checksums'):
-    assert found.count(f'{item}/metadata') == 3
-  largest = max(whole, key=lambda path: len(whole[path]))
-  assert largest.relative_to(last).as_posix() in found
-
-
-def test_values_are_compared_with_their_checksums(run, layout):
-  """Where no file is damaged, too: another run's arrays."""
-  folder = run / 'checkpoints'
-  shutil.rmtree(folder / '2' / 'state')
-  shutil.copytree(folder / '1' / 'state', folder / '2' / 'state')
-  state, news = restore(run, layout)
-  assert_same_bits(state, noise(1))
-  assert 'step 2 is damaged (the values of ' in news[0]
-
-
-def test_damage_to_all_is_an_error_that_changes_nothing(run, layout):
-  for step in '12':
-    cut_all(run / 'checkpoints' / step)
-  for _ in range(2):  # the second time, too, it does not start from scratch
-    with pytest.raises(ValueError, match=r'(?s)No .*\n  2: .*\n  1: .*a copy'):
-      restore(run, layout)
-  assert sorted(os.listdir(run / 'checkpoints')) == ['1', '2']
-
-
-def test_another_models_state_is_not_damaged(run, make_mesh):
-  shapes = NOISE_SHAPES | {'w': jax.ShapeDtypeStruct((40, 501), jnp.float32)}
-  with (
-    pytest.raises(ValueError, match=r'(?s)checkpoints/2 holds the state of anot'
-                  r"her model:\n  w: \[\[40, 500\], 'float32'\] there, \[\[4"),
-    manager(run, shapes=shapes) as checkpoints,
-  ):  # fmt: skip
-    checkpoints.restore_latest(sharding.layout(shapes, make_mesh(1)))
-  assert sorted(os.listdir(run / 'checkpoints')) == ['1', '2']
-
-
-def test_what_cannot_be_read_for_now_is_not_damaged(run, layout, monkeypatch):
-  def fail(self, *args, **kwargs):
-    raise RuntimeError('UNAVAILABLE: CURL error[7] Connection refused')
-
-  monkeypatch.setattr(ocp.StandardCheckpointHandler, 'restore', fail)
-  with pytest.raises(ValueError, match='/2 cannot be read now .*UNAVAILABLE.*'):
-    restore(run, layout)
-  assert sorted(os.listdir(run / 'checkpoints')) == ['1', '2']
-
-
-def test_an_earlier_versions_checkpoint_is_restored_unchecked(run, layout):
-  last = run / 'checkpoints' / '2'
-  shutil.rmtree(last / 'checksums')
-  (last / '_CHECKPOINT_METADATA').write_text('{}')
-  state, (line,) = restore(run, layout)
-  assert_same_bits(state, noise(2))
-  assert line.endswith('/2 is of an earlier version, without checksums.')
 
 
 @pytest.mark.parametrize(
@@ -510,7 +310,7 @@ def test_an_interrupt_does_not_wait(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('name', ['SIGTERM', 'SIGINT'])
 def test_signals_ask_to_stop(tmp_path, name):
-  with manager(tmp_path) as checkpoints:
+  with manager(tmp_path, SHAPES) as checkpoints:
     assert not checkpoints.stop_requested()
     os.kill(os.getpid(), getattr(signal, name))
     assert checkpoints.stop_requested()
@@ -523,5 +323,5 @@ def test_signals_ask_to_stop(tmp_path, name):
 @pytest.mark.parametrize('kwargs', [dict(every=0), dict(keep=0)])
 def test_mistakes_are_explained(tmp_path, kwargs):
   with pytest.raises(ValueError, match=r'config.checkpoint.\w+=0 is not at le'):
-    manager(tmp_path / 'run', **kwargs)
+    manager(tmp_path / 'run', SHAPES, **kwargs)
   assert not (tmp_path / 'run').exists()

@@ -7,18 +7,12 @@ import shutil
 import jax
 import jax.numpy as jnp
 import pytest
+from checkpoint.states import CONFIG
 from etils import epath
 
 from vit_jax import checkpoint
 from vit_jax.checkpoint import files, run_folder
 
-CONFIG = {
-  'seed': 0,
-  'log_every': 10,
-  'model': {'name': 'vit', 'depth': None},
-  'sharding': {'params': [('a', ('data',))]},
-  'evals': {'test': {'every': 3}},
-}
 STATE = {'w': jnp.arange(8.0)}
 SHAPES = jax.eval_shape(lambda: STATE)
 
