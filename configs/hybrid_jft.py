@@ -5,7 +5,7 @@
 7 or 14 epochs; 106 to 1668 exaFLOPs. Fine-tuned at 384 pixels they give 84.90,
 85.58, 85.68 and 87.12% on ImageNet. A step of L/32 takes 83% of the memory of
 32 TPU v3 cores; one of B/32 with --config.model.remat=dots would take 149% of 8
-cores. That B/16 and L/16 need remat=full, too, is our estimate.
+cores, and B/16 and L/16 have four times the tokens.
 """
 
 from configs import common

@@ -1,5 +1,7 @@
 """Layouts by name; all of them compute the same."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -140,7 +142,7 @@ def parts(name):
   objective = objectives.build(model, 'classification')
   # The epsilon is far above rounding: where a gradient is zero but for it, as
   # along the scale of a standardised kernel, Adam would take its sign.
-  tx = optax.adam(1e-2, eps=1e-3)
+  tx = optax.adam(1e-2, eps=1e-2)
   state = jax.jit(
     lambda rng: train_step.init_state(objective, tx, (16, 16, 3), rng)
   )(jax.random.key(0))
@@ -266,4 +268,6 @@ def test_print_layout_shows_every_parameter_and_the_memory(tiny_config):
   # 2 layers of 16 x 32 float32, split over all 8 devices.
   row = 'mlp_in/kernel [2, 16, 32 / data model] float32 512'
   assert row in ' '.join(text.split())
-  assert 'Estimated memory: 0.18 MB' in text
+  # The traces of JAX's versions differ in the rest.
+  memory = re.search(r'Estimated memory: (.*) MB per device: state 0.06', text)
+  assert float(memory[1]) == pytest.approx(0.175, abs=0.01)
