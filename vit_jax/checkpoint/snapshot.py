@@ -87,7 +87,7 @@ def _is_alike(state, spare):
 
 
 def _fits(state, times):
-  """Returns whether all devices of this process have room for copies."""
+  """Returns whether this process's devices have room for `times` their part."""
   sizes = {}
   for leaf in jax.tree.leaves(state):
     for shard in leaf.addressable_shards:
